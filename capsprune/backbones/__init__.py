@@ -1,0 +1,1 @@
+"""Backbones: the registry, MobileNetV1, weights, and the trunk."""

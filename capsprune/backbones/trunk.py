@@ -1,0 +1,51 @@
+"""A backbone's trunk: the backbone without pooling and classifier."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import torch
+from torch import nn
+
+from capsprune.backbones.registry import backbone
+from capsprune.errors import ModelError
+
+
+def trunk_of(name: str, model: nn.Module) -> nn.Sequential:
+    """Take the trunk of a backbone; it shares the backbone's modules and keeps their names.
+
+    Args:
+        name: the backbone's name.
+        model: the backbone, of any pruned shape.
+
+    Returns:
+        A module that maps images [batch, 3, H, W] to features [batch, S, K, K].
+    """
+    children = backbone(name).trunk_children
+    return nn.Sequential(OrderedDict((child, model.get_submodule(child)) for child in children))
+
+
+@torch.no_grad()
+def trunk_output(trunk: nn.Module, image_size: int) -> tuple[int, int]:
+    """Find the channels S and the size K of the trunk's feature map by one forward pass.
+
+    Raises:
+        ModelError: if nothing is left of an image of this size.
+    """
+    parameter = next(trunk.parameters())
+    was_training = trunk.training
+    trunk.eval()
+    try:
+        features = trunk(
+            torch.zeros(
+                1, 3, image_size, image_size, device=parameter.device, dtype=parameter.dtype
+            )
+        )
+    except RuntimeError as error:
+        raise ModelError(
+            f"An image size of {image_size} is too small for this trunk ({error}); give a larger "
+            "--image-size."
+        ) from error
+    finally:
+        trunk.train(was_training)
+    return features.shape[1], features.shape[2]

@@ -1,0 +1,73 @@
+"""A capsule network: a backbone's trunk, PrimaryCaps, OutputCaps (Fig. 2 of the paper)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from capsprune.capsules.output import OutputCaps
+from capsprune.capsules.primary import PrimaryCaps
+
+
+class CapsuleOutput(NamedTuple):
+    """What a capsule network says of a batch of images."""
+
+    #: Length of each output capsule's pose, [batch, J], in [0, 1): the class is present.
+    class_probabilities: Tensor
+    #: Poses of the output capsules, [batch, J, D2].
+    poses: Tensor
+
+
+class CapsuleNetwork(nn.Module):
+    """`N = C[B(x)]` of equation (5): trunk, PrimaryCaps, OutputCaps."""
+
+    def __init__(
+        self,
+        trunk: nn.Module,
+        *,
+        channels: int,
+        feature_size: int,
+        classes: int,
+        d1: int = 8,
+        d2: int = 16,
+        iterations: int = 3,
+    ) -> None:
+        """Put a capsule head on a trunk.
+
+        Args:
+            trunk: maps images [batch, 3, H, W] to features [batch, S, K, K].
+            channels: S.
+            feature_size: K.
+            classes: J.
+            d1: values in a primary capsule.
+            d2: values in an output capsule.
+            iterations: routing iterations.
+
+        Raises:
+            ModelError: if S < D1.
+        """
+        super().__init__()
+        self.trunk = trunk
+        self.primary_caps = PrimaryCaps(channels, feature_size, d1)
+        self.output_caps = OutputCaps(self.primary_caps.capsules, classes, d1, d2, iterations)
+        self.trunk_frozen = False
+
+    def freeze_trunk(self) -> None:
+        """Train the capsule layers alone; trunk weights and BN statistics stay bit for bit."""
+        self.trunk_frozen = True
+        self.trunk.requires_grad_(False)
+        self.trunk.eval()
+
+    def train(self, mode: bool = True) -> CapsuleNetwork:
+        """Switch to training mode; a frozen trunk stays in evaluation mode."""
+        super().train(mode)
+        if self.trunk_frozen:
+            self.trunk.eval()
+        return self
+
+    def forward(self, images: Tensor) -> CapsuleOutput:
+        """Map images [batch, 3, H, W] to probabilities [batch, J] and poses [batch, J, D2]."""
+        poses = self.output_caps(self.primary_caps(self.trunk(images)))
+        return CapsuleOutput(torch.linalg.vector_norm(poses, dim=-1), poses)

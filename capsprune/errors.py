@@ -1,0 +1,53 @@
+"""Errors that a user can cause and mend: each carries one sentence with its cause and remedy."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class CapspruneError(Exception):
+    """A request that cannot be met as it stands. The command line prints it and exits with 2."""
+
+
+class DataError(CapspruneError):
+    """A data set is unknown, missing, or holds something that cannot be used."""
+
+
+class ModelError(CapspruneError):
+    """A backbone is unknown, or does not fit what is asked of it."""
+
+
+class CheckpointError(CapspruneError):
+    """A checkpoint is missing, truncated, foreign, or inconsistent."""
+
+
+class StrategyError(CapspruneError):
+    """A pruning strategy or target cannot be met in the search space."""
+
+
+class RunError(CapspruneError):
+    """A run directory is not in the state that a stage needs."""
+
+
+class ExportError(CapspruneError):
+    """An exported file does not compute what the network computes."""
+
+
+class DeviceError(CapspruneError):
+    """A device or an execution provider that was asked for is not there."""
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
+    """Say that `name` is no known `kind`, naming the nearest known names.
+
+    Args:
+        kind: what the name should have been, e.g. "model".
+        name: what was given.
+        known: every name that would have been accepted.
+    """
+    names = sorted(known)
+    near = difflib.get_close_matches(name.lower(), names, n=3, cutoff=0.5)
+    if near:
+        return f"Unknown {kind} '{name}'; did you mean {' or '.join(near)}?"
+    return f"Unknown {kind} '{name}'; known are {', '.join(names)}."
