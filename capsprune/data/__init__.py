@@ -1,0 +1,1 @@
+"""Data sets: names, sources, splits, transforms and loaders. Import from the submodules."""

@@ -1,0 +1,1 @@
+"""Structured pruning: dependency groups, cost, strategies, shrinking, adaptive BN, the search."""

@@ -1,0 +1,53 @@
+"""Entry point: runs the command line, and turns what a user can mend into one sentence."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+
+from capsprune.errors import CapspruneError
+
+#: "No space left" and its kin: quota reached, file too large for the file system.
+_DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+def main() -> None:
+    """Run the command line; exit with 2 and one sentence on stderr for what a user can mend."""
+    debug = "--debug" in sys.argv[1:]
+    from capsprune.cli import app
+
+    try:
+        app(prog_name="capsprune", standalone_mode=True)
+    except CapspruneError as error:
+        if debug:
+            raise
+        _fail(str(error))
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        _fail("Interrupted; the same command goes on from where it stopped.")
+    except BrokenPipeError:
+        # Whoever read the output has closed it, as `head` does.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:
+        if debug:
+            raise
+        where = f" {error.filename}" if error.filename else ""
+        if error.errno in _DISK_FULL:
+            _fail(
+                f"There is no space left to write{where}; free some and give the same command "
+                "again, which goes on from where it stopped."
+            )
+        reason = error.strerror or str(error)
+        _fail(f"The file system refused{where}: {reason}; mend that and try again.")
+
+
+def _fail(message: str) -> None:
+    print(f"Error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

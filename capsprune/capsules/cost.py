@@ -1,0 +1,30 @@
+"""What a capsule head costs, from its sizes alone."""
+
+from __future__ import annotations
+
+
+def primary_macs(channels: int, feature_size: int, d1: int) -> int:
+    """Multiply-accumulates of PrimaryCaps for one image: its kernel is applied once.
+
+    Args:
+        channels: S.
+        feature_size: K.
+        d1: values in a primary capsule.
+    """
+    return feature_size**2 * channels * (channels // d1 * d1)
+
+
+def routing_macs(capsules: int, classes: int, d1: int, d2: int, iterations: int) -> int:
+    """Multiply-accumulates of OutputCaps for one image, counted as in equations (1), (2) and (4).
+
+    Votes once, their weighted sum every iteration, the agreement in all but the last.
+
+    Args:
+        capsules: I.
+        classes: J.
+        d1: values in a primary capsule.
+        d2: values in an output capsule.
+        iterations: routing iterations.
+    """
+    votes = classes * capsules * d1 * d2
+    return votes + (2 * iterations - 1) * classes * capsules * d2

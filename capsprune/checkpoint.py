@@ -1,0 +1,246 @@
+"""Checkpoints: a module of any pruned shape, as weights and a description, without pickle.
+
+A checkpoint is a directory of `model.safetensors`, `architecture.json` and `metrics.jsonl`.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import nn
+
+from capsprune import __version__
+from capsprune.backbones.registry import build_backbone
+from capsprune.backbones.trunk import trunk_of
+from capsprune.capsules import CapsuleNetwork
+from capsprune.errors import CheckpointError
+from capsprune.pruning.shrink import layer_channels, resize_layers
+
+WEIGHTS = "model.safetensors"
+ARCHITECTURE = "architecture.json"
+METRICS = "metrics.jsonl"
+
+
+class DataDescription(BaseModel):
+    """What a network expects to see."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    class_names: tuple[str, ...]
+    #: Pixels a side.
+    image_size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+class CapsuleHead(BaseModel):
+    """Sizes of a capsule head that do not follow from the trunk."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    #: K: height and width of the feature map.
+    feature_size: int
+    d1: int
+    d2: int
+    iterations: int
+
+
+class Architecture(BaseModel):
+    """Enough to rebuild a network without its original class or any pickle."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: Literal[1] = 1
+    id: str
+    #: The id of the checkpoint that this one was made from.
+    parent: str | None
+    capsprune: str
+    model: str
+    #: Arguments of the backbone's factory beside the number of classes.
+    arguments: dict[str, int]
+    data: DataDescription
+    #: Channel counts by layer: of the backbone, or of the trunk where there is a capsule head.
+    channels: dict[str, dict[str, int]]
+    head: CapsuleHead | None
+    #: What was measured when it was made.
+    metrics: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A network and what is known of it."""
+
+    network: nn.Module
+    architecture: Architecture
+
+    @property
+    def capsules(self) -> CapsuleNetwork | None:
+        """The network, if it is a capsule network."""
+        return self.network if isinstance(self.network, CapsuleNetwork) else None
+
+    @property
+    def trunk(self) -> nn.Module:
+        """The network without pooling and classifier, or without its capsule head."""
+        if self.capsules is not None:
+            return self.capsules.trunk
+        return trunk_of(self.architecture.model, self.network)
+
+
+def describe(
+    network: nn.Module,
+    *,
+    model: str,
+    arguments: Mapping[str, int],
+    data: DataDescription,
+    parent: str | None,
+    metrics: Mapping[str, Any],
+) -> Architecture:
+    """Describe a network so that it can be rebuilt.
+
+    Args:
+        network: a backbone, or a `CapsuleNetwork`, of any pruned shape.
+        model: the backbone's name.
+        arguments: of its factory.
+        data: what it expects to see.
+        parent: id of the checkpoint that it was made from.
+        metrics: what was measured.
+    """
+    head = None
+    body = network
+    if isinstance(network, CapsuleNetwork):
+        body = network.trunk
+        head = CapsuleHead(
+            feature_size=network.primary_caps.conv.kernel_size[0],
+            d1=network.primary_caps.d1,
+            d2=network.output_caps.weight.shape[3],
+            iterations=network.output_caps.iterations,
+        )
+    return Architecture(
+        id=uuid.uuid4().hex,
+        parent=parent,
+        capsprune=__version__,
+        model=model,
+        arguments=dict(arguments),
+        data=data,
+        channels=layer_channels(body),
+        head=head,
+        metrics=dict(metrics),
+    )
+
+
+def save_checkpoint(
+    directory: Path,
+    network: nn.Module,
+    architecture: Architecture,
+    history: Iterable[Mapping[str, Any]] = (),
+) -> None:
+    """Write a checkpoint beside its final name and rename it, so that a reader sees all or nothing.
+
+    Args:
+        directory: must not exist yet.
+        network: what to save.
+        architecture: from `describe`.
+        history: rows of `metrics.jsonl`, one an epoch.
+
+    Raises:
+        OSError: if it cannot be written; nothing is left under the final name.
+    """
+    partial = directory.with_name(f"{directory.name}.partial-{uuid.uuid4().hex[:8]}")
+    partial.mkdir(parents=True)
+    try:
+        state = {
+            key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()
+        }
+        (partial / WEIGHTS).write_bytes(save(state))
+        (partial / ARCHITECTURE).write_text(architecture.model_dump_json(indent=1) + "\n")
+        rows = "".join(json.dumps(dict(row)) + "\n" for row in history)
+        (partial / METRICS).write_text(rows)
+        partial.rename(directory)
+    except BaseException:
+        for file in partial.glob("*"):
+            file.unlink()
+        partial.rmdir()
+        raise
+
+
+def read_architecture(directory: Path) -> Architecture:
+    """Read the description of a checkpoint.
+
+    Raises:
+        CheckpointError: if there is no checkpoint, or it is not one of capsprune's.
+    """
+    if not directory.exists():
+        raise CheckpointError(f"There is no checkpoint {directory}; check the path.")
+    if not directory.is_dir():
+        raise CheckpointError(
+            f"{directory} is a file, where a checkpoint is a directory of {WEIGHTS} and "
+            f"{ARCHITECTURE}; give the directory."
+        )
+    try:
+        return Architecture.model_validate_json((directory / ARCHITECTURE).read_text())
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{directory} has no {ARCHITECTURE}, so it is no checkpoint of capsprune; give one "
+            "that train, prune or attach-caps left."
+        ) from None
+    except (ValidationError, UnicodeDecodeError) as error:
+        raise CheckpointError(
+            f"{directory / ARCHITECTURE} is damaged or foreign; make the checkpoint anew."
+        ) from error
+
+
+def load_checkpoint(directory: Path) -> Checkpoint:
+    """Rebuild a network of any pruned shape, on the CPU and in evaluation mode.
+
+    Raises:
+        CheckpointError: if the checkpoint is missing, truncated, foreign, or inconsistent.
+    """
+    architecture = read_architecture(directory)
+    try:
+        state = load_file(directory / WEIGHTS)
+    except FileNotFoundError:
+        raise CheckpointError(f"{directory} has no {WEIGHTS}; make the checkpoint anew.") from None
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"{directory / WEIGHTS} is truncated or is no safetensors file ({error}); make the "
+            "checkpoint anew."
+        ) from error
+    classes = len(architecture.data.class_names)
+    # On the meta device nothing is allocated or drawn: the file's tensors take the places.
+    with torch.device("meta"):
+        network: nn.Module = build_backbone(architecture.model, classes, **architecture.arguments)
+        if architecture.head is None:
+            resize_layers(network, architecture.channels)
+        else:
+            trunk = trunk_of(architecture.model, network)
+            resize_layers(trunk, architecture.channels)
+            conv_weight = state.get("primary_caps.conv.weight")
+            if conv_weight is None or conv_weight.dim() != 4:
+                raise CheckpointError(
+                    f"{directory / WEIGHTS} lacks its capsule layers; make the checkpoint anew."
+                )
+            network = CapsuleNetwork(
+                trunk,
+                channels=conv_weight.shape[1],
+                classes=classes,
+                **architecture.head.model_dump(),
+            )
+    try:
+        network.load_state_dict(state, assign=True)
+    except RuntimeError as error:
+        first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
+        raise CheckpointError(
+            f"{directory / WEIGHTS} does not fit its {ARCHITECTURE} ({first}); make the checkpoint "
+            "anew."
+        ) from error
+    return Checkpoint(network.eval(), architecture)

@@ -1,0 +1,347 @@
+"""The command line: parse, call one stage, print.
+
+There is no logic here, and no heavy import before a command needs it. The options of a command are
+the fields of its model in `capsprune.recipe`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json as json_module
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
+
+import typer
+
+from capsprune import __version__
+from capsprune.recipe import (
+    AttachCapsOptions,
+    EvaluateOptions,
+    ExportOptions,
+    InspectOptions,
+    Options,
+    ProfileOptions,
+    PruneOptions,
+    SessionOptions,
+    TrainOptions,
+    parse_options,
+    read_recipe,
+)
+
+if TYPE_CHECKING:
+    from pydantic.fields import FieldInfo
+
+    from capsprune.pipeline.session import Session
+    from capsprune.run import StageName
+
+app = typer.Typer(
+    name="capsprune",
+    help="Prune a convolutional backbone, put a capsule head on what is left, export the whole to "
+    "ONNX, and profile it. Each command takes what the one before it left in the run.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say more on stderr.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback when something fails.")]
+RunName = Annotated[str, typer.Option("--run", help="Name of the run.")]
+RunsDir = Annotated[Path, typer.Option("--runs-dir", help="Folder that holds the runs.")]
+RecipeFile = Annotated[Path, typer.Argument(help="YAML file with the options of all stages.")]
+
+
+def _stage_command(
+    name: str, *models: type[Options]
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Make a command whose options are the fields of the models.
+
+    The decorated function is called with one instance of each model, and `json` and `verbose`.
+    """
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        def command(json: bool, verbose: bool, debug: bool, **values: Any) -> None:
+            parsed = [
+                parse_options(model, {k: v for k, v in values.items() if k in model.model_fields})
+                for model in models
+            ]
+            function(*parsed, json=json, verbose=verbose)
+
+        parameters = [
+            inspect.Parameter(
+                field_name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=inspect.Parameter.empty if field.is_required() else _default(field),
+                annotation=Annotated[_plain_type(field.annotation), _declare(field_name, field)],
+            )
+            for model in models
+            for field_name, field in model.model_fields.items()
+        ]
+        for flag, kind in (("json", Json), ("verbose", Verbose), ("debug", Debug)):
+            parameters.append(
+                inspect.Parameter(
+                    flag, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=kind
+                )
+            )
+        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        command.__annotations__ = {p.name: p.annotation for p in parameters}
+        command.__doc__ = function.__doc__
+        command.__name__ = function.__name__
+        app.command(name)(command)
+        return function
+
+    return decorate
+
+
+def _declare(name: str, field: FieldInfo) -> Any:
+    """Say how the command line takes a field."""
+    extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+    if extra.get("positional"):
+        return typer.Argument(help=field.description, show_default=False)
+    flags = str(extra.get("flags", f"--{name.replace('_', '-')}"))
+    return typer.Option(flags, help=field.description, show_default=field.default is not None)
+
+
+def _default(field: FieldInfo) -> Any:
+    default = field.default
+    return ",".join(map(str, default)) if isinstance(default, tuple) else default
+
+
+def _plain_type(annotation: Any) -> Any:
+    """The type that the command line parses: the model itself checks ranges and names."""
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        return _plain_type(get_args(annotation)[0])
+    if origin in (Union, UnionType):
+        (inner,) = (part for part in get_args(annotation) if part is not NoneType)
+        return _plain_type(inner) | None
+    if origin is tuple:
+        return str
+    if origin is Literal or annotation in (bool, int, float, str, Path):
+        return annotation
+    raise TypeError(f"The command line knows no options of type {annotation}.")
+
+
+@contextmanager
+def _session(options: SessionOptions, verbose: bool, create: bool = False) -> Iterator[Session]:
+    from capsprune.pipeline.session import Session
+    from capsprune.progress import TerminalProgress
+    from capsprune.run import open_run
+
+    with open_run(options.runs_dir / options.run, options.seed, create=create) as run:
+        yield Session(
+            run, options.device, options.precision, options.overwrite, TerminalProgress(verbose)
+        )
+
+
+_TITLES = {
+    "baseline": "Baseline",
+    "pruned": "Pruned backbone",
+    "caps": "Pruned capsule network",
+}
+
+
+def _print_stage(session: Session, stage: StageName, json: bool) -> None:
+    record = session.run.stages[stage]
+    if json:
+        where = {"run": session.run.name, "path": str(session.run.path(stage))}
+        _print_json({**where, "seconds": record.seconds, **record.summary})
+    else:
+        from capsprune.report import tables
+
+        if stage == "profile":
+            tables.print_profile(record.summary)
+        else:
+            title = _TITLES[stage]
+            tables.print_checkpoint(
+                title, record.summary, str(session.run.path(stage)), record.seconds
+            )
+
+
+def _print_json(value: dict[str, Any]) -> None:
+    print(json_module.dumps(value, indent=1))
+
+
+@_stage_command("train", TrainOptions, SessionOptions)
+def train(options: TrainOptions, shared: SessionOptions, json: bool, verbose: bool) -> None:
+    """Train the baseline: an unpruned backbone with its linear classifier."""
+    from capsprune.pipeline.train import train as stage
+
+    with _session(shared, verbose, create=True) as session:
+        stage(options, session)
+        _print_stage(session, "baseline", json)
+
+
+@_stage_command("prune", PruneOptions, SessionOptions)
+def prune(options: PruneOptions, shared: SessionOptions, json: bool, verbose: bool) -> None:
+    """Prune the baseline to a part of its FLOPs and fine-tune it.
+
+    Where the run has no baseline, one is trained first.
+    """
+    from capsprune.pipeline.prune import prune as stage
+
+    with _session(shared, verbose, create=True) as session:
+        stage(options, session)
+        _print_stage(session, "pruned", json)
+
+
+@_stage_command("attach-caps", AttachCapsOptions, SessionOptions)
+def attach_caps(
+    options: AttachCapsOptions, shared: SessionOptions, json: bool, verbose: bool
+) -> None:
+    """Put a capsule head on the pruned trunk and train it."""
+    from capsprune.pipeline.attach_caps import attach_caps as stage
+
+    with _session(shared, verbose, create=options.checkpoint is not None) as session:
+        stage(options, session)
+        _print_stage(session, "caps", json)
+
+
+@_stage_command("export", ExportOptions, SessionOptions)
+def export(options: ExportOptions, shared: SessionOptions, json: bool, verbose: bool) -> None:
+    """Export the capsule network to one ONNX file, and verify it."""
+    from capsprune.pipeline.export import export as stage
+
+    with _session(shared, verbose, create=options.checkpoint is not None) as session:
+        report = stage(options, session)
+    if json:
+        _print_json(report)
+    else:
+        from capsprune.report.tables import print_export
+
+        print_export(report)
+
+
+@_stage_command("profile", ProfileOptions, SessionOptions)
+def profile(options: ProfileOptions, shared: SessionOptions, json: bool, verbose: bool) -> None:
+    """Measure the exported network beside the unpruned one, in ONNX Runtime."""
+    from capsprune.pipeline.profile import profile as stage
+
+    with _session(shared, verbose) as session:
+        stage(options, session)
+        _print_stage(session, "profile", json)
+
+
+@_stage_command("evaluate", EvaluateOptions, SessionOptions)
+def evaluate(options: EvaluateOptions, shared: SessionOptions, json: bool, verbose: bool) -> None:
+    """Score a checkpoint on images of the run's split."""
+    from capsprune.pipeline.evaluate import evaluate_checkpoint
+
+    with _session(shared, verbose, create=options.checkpoint is not None) as session:
+        result = evaluate_checkpoint(options, session)
+    if json:
+        _print_json(result)
+    else:
+        from capsprune.report.tables import print_evaluation
+
+        print_evaluation(result)
+
+
+@_stage_command("inspect", InspectOptions)
+def inspect_command(options: InspectOptions, json: bool, verbose: bool) -> None:
+    """Show what a backbone and a capsule head on it cost, without data or training."""
+    from capsprune.inspection import inspect_model
+    from capsprune.report.tables import print_inspection
+
+    result = inspect_model(options)
+    if json:
+        _print_json(result)
+    else:
+        print_inspection(result, verbose)
+
+
+@app.command("run")
+def run_command(
+    recipe: RecipeFile,
+    runs_dir: RunsDir = Path("runs"),
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, or cuda:N.")] = "auto",
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Do finished stages again.")
+    ] = False,
+    json: Json = False,
+    verbose: Verbose = False,
+    debug: Debug = False,
+) -> None:
+    """Run all stages of a recipe; those that are finished are not done again."""
+    parsed = read_recipe(recipe)
+    from capsprune.pipeline.recipes import run_recipe
+
+    shared = SessionOptions(
+        run=parsed.name, runs_dir=runs_dir, seed=parsed.seed, device=device, overwrite=overwrite
+    )
+    with _session(shared, verbose, create=True) as session:
+        run_recipe(parsed, session)
+        if json:
+            stages = {str(name): record.summary for name, record in session.run.stages.items()}
+            _print_json({"run": session.run.name, "path": str(session.run.directory), **stages})
+        else:
+            from capsprune.report.tables import print_result
+
+            stages = {
+                str(name): {**record.summary, "seconds": record.seconds}
+                for name, record in session.run.stages.items()
+            }
+            print_result(
+                stages, [(name, str(session.run.path(name))) for name in session.run.stages]
+            )
+
+
+@app.command("runs")
+def runs_command(
+    runs_dir: RunsDir = Path("runs"), json: Json = False, debug: Debug = False
+) -> None:
+    """List the runs: what is there, what is done."""
+    from capsprune.report.tables import print_runs
+    from capsprune.run import list_runs
+
+    runs = list_runs(runs_dir)
+    if json:
+        _print_json({run.name: sorted(run.stages) for run in runs})
+    else:
+        print_runs(
+            [
+                (
+                    run.name,
+                    {
+                        name: f"{record.summary['accuracy']:.2%}"
+                        if "accuracy" in record.summary
+                        else "done"
+                        for name, record in run.stages.items()
+                    },
+                )
+                for run in runs
+            ],
+            str(runs_dir),
+        )
+
+
+@app.command("doctor")
+def doctor_command(json: Json = False, debug: Debug = False) -> None:
+    """Say what is installed, which devices and data are found, and how to get what is missing."""
+    from capsprune.doctor import examine
+    from capsprune.report.tables import print_findings
+
+    findings = examine()
+    if json:
+        _print_json({finding.name: finding.to_dict() for finding in findings})
+    else:
+        print_findings([(f.name, f.found, f.remedy) for f in findings])
+
+
+def _version(show: bool) -> None:
+    if show:
+        print(f"capsprune {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Take options that stand before the command."""

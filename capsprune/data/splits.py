@@ -1,0 +1,232 @@
+"""Which images train, which validate and which test: drawn once, stored, applied again exactly."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from capsprune.data.names import data_set_kind
+from capsprune.errors import DataError
+
+Index = Annotated[int, Field(ge=0)]
+
+
+class Split(BaseModel):
+    """Which images of a pool validate and which test; the rest of the pool trains.
+
+    Attributes:
+        data: name of the data set that was split.
+        seed: what the split was drawn from.
+        method: how it was drawn, for a reader.
+        size: number of images in the pool.
+        fingerprint: SHA-256 (hex) of the data set: of labels and pixels where it is kept in
+            memory at its own size, of labels, file names and file sizes where it is a folder.
+        counts: number of images that train, validate and test.
+        validation: positions in the pool, ascending; None where the data set has a validation
+            set of its own.
+        test: likewise; None where the data set has a test set of its own.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    data: str
+    seed: int
+    method: str
+    size: Annotated[int, Field(ge=1)]
+    fingerprint: str
+    counts: dict[str, int]
+    validation: tuple[Index, ...] | None
+    test: tuple[Index, ...] | None
+
+    @model_validator(mode="after")
+    def _check_positions(self) -> Split:
+        taken = [*(self.validation or ()), *(self.test or ())]
+        if len(set(taken)) != len(taken):
+            raise ValueError("an image is listed twice")
+        if taken and max(taken) >= self.size:
+            raise ValueError(f"position {max(taken)} lies outside the {self.size} images")
+        return self
+
+    @property
+    def train(self) -> np.ndarray:
+        """Positions of the images that train, int64, ascending."""
+        kept = np.ones(self.size, dtype=bool)
+        kept[list(self.validation or ())] = False
+        kept[list(self.test or ())] = False
+        return np.flatnonzero(kept)
+
+    def to_json(self) -> str:
+        """The split as JSON text."""
+        return self.model_dump_json(indent=None)
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Split:
+        """Read what `to_json` wrote.
+
+        Raises:
+            DataError: the text is no split, or contradicts itself.
+        """
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            reason = f"{where}: {first['msg']}" if where else first["msg"]
+            raise DataError(
+                f"The stored split cannot be used ({reason}): "
+                f"restore the file, or start a new run, which draws a new split."
+            ) from error
+
+    def require_fit(
+        self,
+        *,
+        data: str,
+        size: int,
+        fingerprint: str,
+        own_validation: bool,
+        own_test: bool,
+    ) -> None:
+        """Check that this split belongs to the data at hand.
+
+        Args:
+            data: name of the data set; a folder may have moved, so its path is not compared.
+            size: number of images in its pool.
+            fingerprint: of the data set.
+            own_validation: whether it has a validation set outside the pool.
+            own_test: whether it has a test set outside the pool.
+
+        Raises:
+            DataError: it does not.
+        """
+        remedy = "use the data that it was drawn from, or start a new run, which draws a new split."
+        if data_set_kind(self.data) != data_set_kind(data):
+            raise DataError(
+                f"The stored split was drawn from data set '{self.data}', not '{data}': {remedy}"
+            )
+        if self.size != size:
+            raise DataError(
+                f"The stored split was drawn from {self.size} images, "
+                f"but data set '{data}' now has {size}: {remedy}"
+            )
+        for part, stored, own in (
+            ("validation", self.validation, own_validation),
+            ("test", self.test, own_test),
+        ):
+            if (stored is None) != own:
+                now = "has one" if own else "has none"
+                raise DataError(
+                    f"The stored split does not agree with data set '{data}' on a {part} set "
+                    f"of its own, which now {now}: {remedy}"
+                )
+        if self.fingerprint != fingerprint:
+            raise DataError(
+                f"Data set '{data}' has changed since the stored split was drawn "
+                f"(other fingerprint): {remedy}"
+            )
+
+
+def draw_split(
+    labels: np.ndarray,
+    *,
+    data: str,
+    seed: int,
+    fingerprint: str,
+    validation_share: float | None,
+    test_share: float | None,
+    own_counts: dict[str, int] | None = None,
+) -> Split:
+    """Draw a split, stratified by class. The same arguments give the same split everywhere.
+
+    Args:
+        labels: int64 [N], the classes of the pool.
+        data: name of the data set.
+        seed: non-negative.
+        fingerprint: of the data set.
+        validation_share: part of what the test set leaves that validates; None for none.
+        test_share: part of the pool that tests; None for none.
+        own_counts: sizes of the sets outside the pool, under "validation" and "test".
+
+    Raises:
+        DataError: there are too few images to carve these sets out of.
+    """
+    # Separate streams: the validation images of a seed do not hang on how the test set was drawn.
+    streams = [np.random.Generator(np.random.PCG64([seed, stream])) for stream in (0, 1)]
+    everything = np.arange(len(labels))
+    test = None
+    rest = everything
+    parts = []
+    if test_share is not None:
+        test = stratified_sample(labels, test_share, streams[0])
+        rest = np.setdiff1d(everything, test)
+        parts.append(f"{test_share:.0%} of the images test")
+    validation = None
+    if validation_share is not None:
+        validation = rest[stratified_sample(labels[rest], validation_share, streams[1])]
+        rest = np.setdiff1d(rest, validation)
+        parts.append(f"{validation_share:.0%} of the {'others' if parts else 'images'} validate")
+    own = own_counts or {}
+    return Split(
+        data=data,
+        seed=seed,
+        method=f"stratified by class, {'; '.join(parts)}" if parts else "as the data set came",
+        size=len(labels),
+        fingerprint=fingerprint,
+        counts={
+            "train": len(rest),
+            "validation": own.get("validation", 0) if validation is None else len(validation),
+            "test": own.get("test", 0) if test is None else len(test),
+        },
+        validation=None if validation is None else tuple(validation.tolist()),
+        test=None if test is None else tuple(test.tolist()),
+    )
+
+
+def stratified_sample(
+    labels: np.ndarray, share: float, generator: np.random.Generator
+) -> np.ndarray:
+    """Choose a share of the images, and as nearly as can be the same share of every class.
+
+    At least one image is chosen, and at least one of every class is left.
+
+    Args:
+        labels: int [N].
+        share: in (0, 1).
+        generator: what to draw from.
+
+    Returns:
+        positions of the chosen images, int64, ascending.
+
+    Raises:
+        DataError: no class can spare an image.
+    """
+    classes, counts = np.unique(labels, return_counts=True)
+    if not len(counts) or counts.max() < 2:
+        raise DataError(
+            f"{len(labels)} image(s) in {len(classes)} class(es) are too few to set some aside: "
+            f"give at least two images of a class, or a folder for each of train, val and test."
+        )
+    quotas = _quotas(counts, share)
+    # Ranking uniform numbers, rather than permuting, is the same in every release of NumPy.
+    ranks = generator.random(len(labels))
+    chosen = []
+    for label, quota in zip(classes, quotas, strict=True):
+        members = np.flatnonzero(labels == label)
+        chosen.append(members[np.argsort(ranks[members], kind="stable")[:quota]])
+    return np.sort(np.concatenate(chosen)).astype(np.int64)
+
+
+def _quotas(counts: np.ndarray, share: float) -> np.ndarray:
+    """How many images of each class: largest remainders, and every class keeps one."""
+    spare = counts - 1
+    total = min(max(round(share * int(counts.sum())), 1), int(spare.sum()))
+    quotas = np.minimum(np.floor(share * counts).astype(np.int64), spare)
+    remainders = share * counts - quotas
+    # The floors never add up to more than the total, so this only ever adds.
+    while quotas.sum() < total:
+        open_remainders = np.where(quotas < spare, remainders, -np.inf)
+        best = int(np.argmax(open_remainders))
+        quotas[best] += 1
+        remainders[best] -= 1
+    return quotas

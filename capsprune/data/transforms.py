@@ -1,0 +1,228 @@
+"""From stored images to what a network takes: resized, augmented by the batch, normalised."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from capsprune.data.names import FOLDER, data_set_kind, known_data_set
+
+NORMALISATION: dict[str, tuple[float, float, float]] = {
+    "mean": (0.485, 0.456, 0.406),
+    "std": (0.229, 0.224, 0.225),
+}
+"""Of each colour channel, in units where white is 1; what torchvision's weights expect."""
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """The ranges that random parameters are drawn from, uniformly, for each image by itself.
+
+    Attributes:
+        flip: mirror left and right in half of the cases.
+        shift: furthest move along either axis, as a part of the side.
+        rotation: furthest turn, in degrees.
+        scale: smallest and largest magnification.
+        crop: smallest part of the area that is kept; where it is cut out is random too.
+        brightness: largest number added to or taken from every value, where white is 1.
+        contrast: smallest and largest factor of the distance from each channel's mean.
+    """
+
+    flip: bool = False
+    shift: float = 0.0
+    rotation: float = 0.0
+    scale: tuple[float, float] = (1.0, 1.0)
+    crop: float = 1.0
+    brightness: float = 0.0
+    contrast: tuple[float, float] = (1.0, 1.0)
+
+    @property
+    def moves(self) -> bool:
+        """Whether pixels change place other than by mirroring."""
+        return bool(self.shift or self.rotation or self.scale != (1.0, 1.0) or self.crop != 1.0)
+
+
+_CIFAR = Augmentation(flip=True, brightness=0.25, contrast=(0.2, 1.8))
+
+AUGMENTATIONS: dict[str, Augmentation] = {
+    "digits": Augmentation(shift=0.1, rotation=10.0, scale=(0.9, 1.1)),
+    "fashion-mnist": Augmentation(flip=True, shift=0.08),
+    "cifar10": _CIFAR,
+    "cifar100": _CIFAR,
+    "tiny-imagenet": Augmentation(flip=True, rotation=20.0),
+    FOLDER: Augmentation(flip=True, crop=0.8),
+}
+"""What training does to the images of each data set."""
+
+
+def evaluation_transform(image_size: int) -> EvaluationTransform:
+    """The transform for everything but training: uint8 [B, 3, H, W] to float32 [B, 3, S, S].
+
+    Args:
+        image_size: S, in pixels.
+    """
+    return EvaluationTransform(image_size)
+
+
+def training_transform(data_name: str, image_size: int) -> TrainingTransform:
+    """The transform for training, with the augmentation of the named data set.
+
+    Args:
+        data_name: one of `names.DATA_SETS`.
+        image_size: S, in pixels.
+
+    Raises:
+        DataError: no data set has that name.
+    """
+    known_data_set(data_name)
+    return TrainingTransform(AUGMENTATIONS[data_set_kind(data_name)], image_size)
+
+
+class EvaluationTransform(nn.Module):
+    """Resize and normalise a batch, on whichever device it is."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, image_size: int) -> None:
+        super().__init__()
+        self.image_size = image_size
+        # Not persistent: a transform adds nothing to a checkpoint.
+        for name, values in NORMALISATION.items():
+            self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map uint8 [B, 3, H, W] to float32 [B, 3, S, S]."""
+        return self.normalise(resize(to_unit(images), self.image_size))
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Map values in [0, 1] to values with about zero mean and unit deviation."""
+        mean, std = self.mean.to(images.device), self.std.to(images.device)
+        return (images - mean) / std
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """The parameters of B images, on the CPU; None where nothing of the kind is to be done.
+
+    Attributes:
+        flip: bool [B].
+        affine: float32 [B, 2, 3], from where in the input each point of the output comes, in
+            coordinates that run from -1 to 1.
+        brightness: float32 [B], added.
+        contrast: float32 [B], multiplied.
+    """
+
+    flip: Tensor | None = None
+    affine: Tensor | None = None
+    brightness: Tensor | None = None
+    contrast: Tensor | None = None
+
+
+class TrainingTransform(EvaluationTransform):
+    """Resize, augment and normalise a batch; every image gets parameters of its own.
+
+    They are drawn from torch's global CPU generator whatever the device, so `torch.manual_seed`
+    fixes them everywhere alike.
+    """
+
+    def __init__(self, augmentation: Augmentation, image_size: int) -> None:
+        super().__init__(image_size)
+        self.augmentation = augmentation
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map uint8 [B, 3, H, W] to float32 [B, 3, S, S]."""
+        return self.apply_drawn(images, self.draw(len(images)))
+
+    def draw(self, count: int) -> Drawn:
+        """Draw the parameters of `count` images."""
+        ranges = self.augmentation
+        return Drawn(
+            flip=torch.rand(count) < 0.5 if ranges.flip else None,
+            affine=self._draw_affine(count) if ranges.moves else None,
+            brightness=(
+                _uniform(count, -ranges.brightness, ranges.brightness)
+                if ranges.brightness
+                else None
+            ),
+            contrast=_uniform(count, *ranges.contrast) if ranges.contrast != (1.0, 1.0) else None,
+        )
+
+    def _draw_affine(self, count: int) -> Tensor:
+        ranges = self.augmentation
+        turn = _uniform(count, -math.radians(ranges.rotation), math.radians(ranges.rotation))
+        kept = _uniform(count, ranges.crop, 1.0).sqrt()
+        # Output to input: showing an image larger means reading a smaller part of it.
+        step = kept / _uniform(count, *ranges.scale)
+        cosine, sine = turn.cos() * step, turn.sin() * step
+        # A side is 2 long in these coordinates, and a crop may lie anywhere in what it leaves.
+        reach = 2 * ranges.shift + 1 - kept
+        across, down = reach * _uniform(count, -1, 1), reach * _uniform(count, -1, 1)
+        return torch.stack([cosine, -sine, across, sine, cosine, down], dim=1).view(count, 2, 3)
+
+    def apply_drawn(self, images: Tensor, drawn: Drawn) -> Tensor:
+        """Resize, augment with the given parameters, and normalise.
+
+        Args:
+            images: uint8 [B, 3, H, W].
+            drawn: the parameters; with none, the result is that of `EvaluationTransform`.
+
+        Returns:
+            float32 [B, 3, S, S].
+        """
+        device = images.device
+        if drawn.flip is not None:
+            images = torch.where(_per_image(drawn.flip.to(device)), images.flip(3), images)
+        pixels = to_unit(images)
+        if drawn.affine is None:
+            pixels = resize(pixels, self.image_size)
+        else:
+            pixels = self._move(pixels, drawn.affine.to(device))
+        # A change of brightness moves the mean along, so the order of these two is free.
+        if drawn.contrast is not None:
+            mean = pixels.mean(dim=(2, 3), keepdim=True)
+            pixels = torch.lerp(mean, pixels, _per_image(drawn.contrast.to(device)))
+        if drawn.brightness is not None:
+            pixels = pixels + _per_image(drawn.brightness.to(device))
+        if drawn.contrast is not None or drawn.brightness is not None:
+            pixels = pixels.clamp(0, 1)
+        return self.normalise(pixels)
+
+    def _move(self, pixels: Tensor, affine: Tensor) -> Tensor:
+        # Sampling enlarges as well as resizing does, in the same pass; it cannot shrink, for it
+        # would skip pixels.
+        if max(pixels.shape[-2:]) > self.image_size:
+            pixels = resize(pixels, self.image_size)
+        shape = [len(pixels), 3, self.image_size, self.image_size]
+        grid = functional.affine_grid(affine, shape, align_corners=False)
+        return functional.grid_sample(
+            pixels, grid, mode="bilinear", padding_mode="border", align_corners=False
+        )
+
+
+def to_unit(images: Tensor) -> Tensor:
+    """Map uint8 in [0, 255] to float32 in [0, 1]."""
+    return images.to(torch.float32) / 255
+
+
+def resize(pixels: Tensor, size: int) -> Tensor:
+    """Resize float [B, C, H, W] to [B, C, size, size]; unchanged where it has that size."""
+    if pixels.shape[-2:] == (size, size):
+        return pixels
+    # Antialiasing changes nothing when enlarging, and takes half as long again.
+    shrinks = max(pixels.shape[-2:]) > size
+    return functional.interpolate(
+        pixels, (size, size), mode="bilinear", align_corners=False, antialias=shrinks
+    )
+
+
+def _uniform(count: int, low: float, high: float) -> Tensor:
+    return low + (high - low) * torch.rand(count)
+
+
+def _per_image(values: Tensor) -> Tensor:
+    return values.view(-1, 1, 1, 1)

@@ -1,0 +1,126 @@
+"""What is installed and found on this machine, and how to get what is missing."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+
+_PACKAGES = (
+    "capsprune",
+    "torch",
+    "torchvision",
+    "torch-pruning",
+    "lightning-fabric",
+    "onnx",
+    "onnxscript",
+    "onnxruntime-gpu",
+    "onnxruntime",
+)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked for."""
+
+    name: str
+    found: str
+    #: How to get it; empty where nothing is missing.
+    remedy: str = ""
+
+    def to_dict(self) -> dict[str, str]:
+        """Give what was found, as it is written to JSON."""
+        return {key: value for key, value in asdict(self).items() if key != "name"}
+
+
+def examine() -> list[Finding]:
+    """Look at versions, devices, execution providers, the op library, and data."""
+    return [*_versions(), *_devices(), _op_library(), *_data()]
+
+
+def _versions() -> list[Finding]:
+    findings = [Finding("python", platform.python_version())]
+    for package in _PACKAGES:
+        try:
+            findings.append(Finding(package, metadata.version(package)))
+        except metadata.PackageNotFoundError:
+            # Of the two builds of ONNX Runtime, one is enough.
+            if not package.startswith("onnxruntime"):
+                findings.append(Finding(package, "missing", f"pip install {package}"))
+    return findings
+
+
+def _devices() -> list[Finding]:
+    import psutil
+    import torch
+
+    from capsprune.runtime.meters import gpu_energy_joules, gpu_memory_used_mb
+    from capsprune.runtime.sessions import resolve_provider
+
+    memory = psutil.virtual_memory().total / 1e9
+    findings = [
+        Finding("cpu", f"{psutil.cpu_count(logical=False)} cores, {memory:.0f} GB of memory")
+    ]
+    if torch.cuda.is_available():
+        names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+        findings.append(Finding("gpu for PyTorch", ", ".join(names)))
+    else:
+        findings.append(
+            Finding("gpu for PyTorch", "none", "an NVIDIA GPU with its driver; the CPU serves too")
+        )
+    if resolve_provider("auto") == "cuda":
+        findings.append(Finding("gpu for ONNX Runtime", "CUDA"))
+    else:
+        findings.append(
+            Finding(
+                "gpu for ONNX Runtime",
+                "none",
+                "an NVIDIA GPU with its driver, and onnxruntime-gpu; the CPU serves too",
+            )
+        )
+    meters = {"gpu memory": gpu_memory_used_mb(), "gpu energy": gpu_energy_joules()}
+    for name, value in meters.items():
+        found = "NVML" if value is not None else "not available"
+        findings.append(Finding(f"{name} meter", found, "" if value is not None else "NVML"))
+    return findings
+
+
+def _op_library() -> Finding:
+    # Sessions run the routing node as the function of standard ops inside the file.
+    return Finding("op library", "none: routing runs as standard ONNX operators")
+
+
+def _data() -> list[Finding]:
+    from capsprune.data.sources import FASHION_SYSTEM_FOLDER, default_root
+
+    root = default_root()
+    findings = [
+        Finding("data root", f"{root}{'' if root.is_dir() else ' (made when it is needed)'}"),
+        Finding("digits", "in scikit-learn"),
+    ]
+    fashion = [Path(FASHION_SYSTEM_FOLDER), root / "fashion-mnist", root / "FashionMNIST" / "raw"]
+    wanted = {
+        "fashion-mnist": (
+            fashion,
+            "apt-get install dataset-fashion-mnist, or let train --data fashion-mnist fetch it",
+        ),
+        "cifar10": (
+            [root / "cifar-10-binary.tar.gz", root / "cifar-10-batches-bin"],
+            "let train --data cifar10 fetch it",
+        ),
+        "cifar100": (
+            [root / "cifar-100-binary.tar.gz", root / "cifar-100-binary"],
+            "let train --data cifar100 fetch it",
+        ),
+        "tiny-imagenet": (
+            [root / "tiny-imagenet-200.zip", root / "tiny-imagenet-200"],
+            "let train --data tiny-imagenet fetch it",
+        ),
+    }
+    for name, (places, remedy) in wanted.items():
+        place = next((place for place in places if place.exists()), None)
+        findings.append(
+            Finding(name, str(place) if place else "not found", "" if place else remedy)
+        )
+    return findings

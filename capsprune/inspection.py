@@ -1,0 +1,111 @@
+"""Sizes and costs of a network, without data or training: what `inspect` prints."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from capsprune.backbones.registry import backbone, backbone_arguments, build_backbone
+from capsprune.backbones.trunk import trunk_of, trunk_output
+from capsprune.capsules import CapsuleNetwork
+from capsprune.capsules.cost import primary_macs, routing_macs
+from capsprune.checkpoint import Checkpoint
+from capsprune.pruning.cost import count_macs, count_parameters
+from capsprune.pruning.groups import find_groups
+from capsprune.pruning.shrink import l1_ranking, shrink
+from capsprune.pruning.strategy import read_strategy
+from capsprune.recipe import InspectOptions
+
+#: Passes of the trunk in a training step, as the paper counts: forward, and twice that backward.
+_PASSES_FINETUNED = 3
+#: A frozen trunk counts twice in the paper.
+_PASSES_FROZEN = 2
+
+
+def inspect_model(options: InspectOptions) -> dict[str, Any]:
+    """Compute what a backbone, pruned by a strategy, and a capsule head on it cost.
+
+    Returns:
+        `backbone_macs` and `backbone_macs_unpruned` (with the linear classifier), `flops_ratio`,
+        `bottleneck_channels` (S), `feature_size` (K), `primary_capsules` (I), `trunk_macs`,
+        `head_macs`, `forward_macs` (trunk and capsule head), `training_flops` (as the paper
+        counts), `parameters` (of the capsule network), `groups`.
+
+    Raises:
+        CapspruneError: if the model, the strategy or the image size cannot be used, or the trunk
+            has fewer channels than a capsule has values.
+    """
+    assert options.model is not None
+    name, size = options.model, options.image_size
+    model = build_backbone(name, options.classes, **backbone_arguments(name, size)).eval()
+    unpruned_macs = sum(count_macs(model, size).values())
+    groups: dict[str, dict[str, int]] = {}
+    if options.strategy is not None:
+        strategy = read_strategy(options.strategy, name)
+        dependencies = find_groups(model, classifier=backbone(name).classifier, image_size=size)
+        kept = strategy.kept(dependencies)
+        groups = {
+            group.name: {"channels": group.channels, "kept": int(count)}
+            for group, count in zip(dependencies.groups, kept, strict=True)
+        }
+        model = shrink(model, dependencies, l1_ranking(model, dependencies), kept)
+    macs = sum(count_macs(model, size).values())
+    trunk = trunk_of(name, model)
+    channels, feature_size = trunk_output(trunk, size)
+    network = CapsuleNetwork(
+        trunk,
+        channels=channels,
+        feature_size=feature_size,
+        classes=options.classes,
+        d1=options.d1,
+        d2=options.d2,
+        iterations=options.iterations,
+    )
+    return {
+        "model": name,
+        "image_size": size,
+        "classes": options.classes,
+        "backbone_macs": macs,
+        "backbone_macs_unpruned": unpruned_macs,
+        "flops_ratio": macs / unpruned_macs,
+        **_capsule_costs(network, size, options.freeze),
+        "groups": groups,
+    }
+
+
+def checkpoint_costs(checkpoint: Checkpoint, frozen: bool = False) -> dict[str, Any]:
+    """Compute what a checkpoint's network costs.
+
+    Args:
+        checkpoint: any.
+        frozen: count the training of a frozen trunk.
+
+    Returns:
+        `forward_macs`, `parameters`, and for a capsule network what `inspect_model` gives of it.
+    """
+    size = checkpoint.architecture.data.image_size
+    if checkpoint.capsules is not None:
+        return _capsule_costs(checkpoint.capsules, size, frozen)
+    return {
+        "forward_macs": sum(count_macs(checkpoint.network, size).values()),
+        "parameters": count_parameters(checkpoint.network),
+    }
+
+
+def _capsule_costs(network: CapsuleNetwork, image_size: int, frozen: bool) -> dict[str, Any]:
+    trunk_macs = sum(count_macs(network.trunk, image_size).values())
+    conv = network.primary_caps.conv
+    classes, capsules, d1, d2 = network.output_caps.weight.shape
+    primary = primary_macs(conv.in_channels, conv.kernel_size[0], d1)
+    head = primary + routing_macs(capsules, classes, d1, d2, network.output_caps.iterations)
+    passes = _PASSES_FROZEN if frozen else _PASSES_FINETUNED
+    return {
+        "bottleneck_channels": conv.in_channels,
+        "feature_size": conv.kernel_size[0],
+        "primary_capsules": capsules,
+        "trunk_macs": trunk_macs,
+        "head_macs": head,
+        "forward_macs": trunk_macs + head,
+        # The paper counts convolutions only: the trunk's and PrimaryCaps'.
+        "training_flops": passes * (trunk_macs + primary),
+        "parameters": count_parameters(network),
+    }

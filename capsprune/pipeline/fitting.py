@@ -1,0 +1,111 @@
+"""Training and scoring a network on a run's data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from capsprune.capsules import CapsuleNetwork, margin_loss
+from capsprune.data.images import ImageSet
+from capsprune.data.loaders import data_loader
+from capsprune.data.sources import DataSplits
+from capsprune.data.transforms import evaluation_transform, training_transform
+from capsprune.pipeline.session import EVALUATION_BATCH, Session
+from capsprune.training.evaluate import Evaluation, evaluate
+from capsprune.training.fit import Epoch, History, Images, fit
+from capsprune.training.objective import CROSS_ENTROPY, Objective
+from capsprune.training.schedule import Schedule
+
+#: For a capsule network.
+MARGIN = Objective(
+    loss=lambda outputs, labels: margin_loss(outputs.class_probabilities, labels),
+    scores=lambda outputs: outputs.class_probabilities,
+)
+
+
+def objective_of(network: nn.Module) -> Objective:
+    """Give the objective that suits a network: margin loss for capsules, else cross-entropy."""
+    return MARGIN if isinstance(network, CapsuleNetwork) else CROSS_ENTROPY
+
+
+def fit_network(
+    session: Session,
+    network: nn.Module,
+    splits: DataSplits,
+    image_size: int,
+    schedule: Schedule,
+    work: Path,
+    title: str,
+) -> History:
+    """Train a network, showing a bar; goes on from what an interrupted attempt left in `work`."""
+    progress = session.progress
+    seed = session.run.seed
+    fabric = session.fabric
+    train = Images(
+        data_loader(
+            splits.train,
+            batch_size=schedule.batch_size,
+            shuffle=True,
+            seed=seed,
+            rank=fabric.global_rank,
+            world_size=fabric.world_size,
+        ),
+        training_transform(splits.name, image_size),
+    )
+    validation = Images(
+        data_loader(splits.validation, batch_size=EVALUATION_BATCH),
+        evaluation_transform(image_size),
+    )
+    note = ""
+    with progress.bar(title) as bar:
+
+        def show_epoch(epoch: Epoch) -> None:
+            nonlocal note
+            note = f"validation {epoch.validation_accuracy:.2%}"
+            progress.detail(
+                f"{title}, epoch {epoch.epoch + 1}: loss {epoch.train_loss:.4f}, validation loss "
+                f"{epoch.validation_loss:.4f}, accuracy {epoch.validation_accuracy:.2%}, "
+                f"{epoch.seconds:.1f} s"
+            )
+
+        history = fit(
+            fabric,
+            network,
+            objective_of(network),
+            train,
+            validation,
+            schedule,
+            seed=seed,
+            state_file=work / "training.pt",
+            on_step=lambda done, total: bar(done, total, note),
+            on_epoch=show_epoch,
+        )
+    if history.stopped_early:
+        progress.say(f"{title} stopped after {len(history.epochs)} epochs without improvement")
+    return history
+
+
+def score_network(
+    session: Session,
+    network: nn.Module,
+    images: ImageSet,
+    image_size: int,
+    batch_size: int = EVALUATION_BATCH,
+) -> Evaluation:
+    """Score a network on images without augmentation."""
+    network.to(session.fabric.device)
+    batches = session.batches(images, image_size, batch_size)
+    return evaluate(network, batches, objective_of(network))
+
+
+def training_summary(history: History, schedule: Schedule) -> dict[str, Any]:
+    """Say how long and how fast a network was trained."""
+    return {
+        "epochs": len(history.epochs),
+        "best_epoch": history.best + 1,
+        "batch_size": schedule.batch_size,
+        "lr": schedule.lr,
+        "epoch_seconds": history.seconds / max(1, len(history.epochs)),
+    }

@@ -1,0 +1,112 @@
+"""The stage `profile`: the exported network beside the unpruned one, with and without capsules."""
+
+from __future__ import annotations
+
+import json
+import uuid
+
+from capsprune.backbones.trunk import trunk_of, trunk_output
+from capsprune.capsules import CapsuleNetwork
+from capsprune.checkpoint import Checkpoint, describe, load_checkpoint
+from capsprune.inspection import checkpoint_costs
+from capsprune.pipeline.export import export_checkpoint
+from capsprune.pipeline.session import Session
+from capsprune.pipeline.stage import Stage
+from capsprune.recipe import ProfileOptions
+from capsprune.run import StageRecord
+from capsprune.runtime.profile import profile_variants
+from capsprune.runtime.sessions import resolve_provider
+
+#: Names of the variants, in the order of the table.
+UNPRUNED_LINEAR = "unpruned, linear"
+UNPRUNED_CAPSULES = "unpruned, capsules"
+PRUNED_CAPSULES = "pruned, capsules"
+
+
+def profile(options: ProfileOptions, session: Session) -> StageRecord:
+    """Measure three networks side by side in ONNX Runtime.
+
+    They are the unpruned backbone with its linear classifier, the unpruned backbone with an
+    untrained capsule head, and the run's pruned capsule network.
+
+    Raises:
+        CapspruneError: if nothing was exported yet, or the provider is not there.
+    """
+    run = session.run
+    exported = run.require("onnx", "profile")
+    run.require("baseline", "profile")
+    resolve_provider(options.provider)
+    stage = Stage.of(session, "profile", options, exported.id)
+    if record := stage.done():
+        return record
+
+    pruned_capsules = load_checkpoint(run.path("caps"))
+    unpruned = load_checkpoint(run.path("baseline"))
+    variants = {
+        UNPRUNED_LINEAR: unpruned,
+        UNPRUNED_CAPSULES: _with_untrained_head(unpruned, pruned_capsules),
+        PRUNED_CAPSULES: pruned_capsules,
+    }
+    data = unpruned.architecture.data
+    splits = session.data(data.name, None, data.image_size)
+    work = stage.begin(splits)
+    files = {
+        UNPRUNED_LINEAR: work / "unpruned-linear.onnx",
+        UNPRUNED_CAPSULES: work / "unpruned-capsules.onnx",
+        PRUNED_CAPSULES: run.path("onnx") / "model.onnx",
+    }
+    session.progress.say("Exporting the unpruned networks to compare with")
+    for name in (UNPRUNED_LINEAR, UNPRUNED_CAPSULES):
+        files[name].unlink(missing_ok=True)
+        export_checkpoint(session, variants[name], splits, files[name])
+    with session.progress.bar("Profiling") as bar:
+        measurements = profile_variants(
+            files,
+            image_size=data.image_size,
+            batches=options.batch,
+            provider=options.provider,
+            repeats=options.repeats,
+            seed=run.seed,
+            progress=lambda what, done, total: bar(done, total, what),
+        )
+    summary = {
+        "variants": {
+            name: {
+                **checkpoint_costs(checkpoint),
+                "file_bytes": files[name].stat().st_size,
+                "accuracy": checkpoint.architecture.metrics.get("accuracy"),
+            }
+            for name, checkpoint in variants.items()
+        },
+        "measurements": [measurement.to_dict() for measurement in measurements],
+    }
+    result = work / "profile.json"
+    result.write_text(json.dumps(summary, indent=1) + "\n")
+    return stage.commit(result, uuid.uuid4().hex, summary)
+
+
+def _with_untrained_head(unpruned: Checkpoint, like: Checkpoint) -> Checkpoint:
+    """The unpruned trunk with a capsule head of the same kind as another network's."""
+    described = unpruned.architecture
+    head = like.architecture.head
+    assert head is not None
+    trunk = trunk_of(described.model, unpruned.network)
+    channels, feature_size = trunk_output(trunk, described.data.image_size)
+    network = CapsuleNetwork(
+        trunk,
+        channels=channels,
+        feature_size=feature_size,
+        classes=len(described.data.class_names),
+        d1=head.d1,
+        d2=head.d2,
+        iterations=head.iterations,
+    ).eval()
+    architecture = describe(
+        network,
+        model=described.model,
+        arguments=described.arguments,
+        data=described.data,
+        parent=described.id,
+        metrics={},
+    )
+    return Checkpoint(network, architecture)

@@ -1,0 +1,98 @@
+"""What the stages of one command share: the run, the device, the data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from capsprune.data.images import ImageSet
+from capsprune.data.loaders import data_loader
+from capsprune.data.sources import DataSplits, load_data
+from capsprune.data.splits import Split
+from capsprune.data.transforms import evaluation_transform
+from capsprune.progress import Progress
+from capsprune.run import Run
+from capsprune.training.device import make_fabric
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+#: Images a forward pass where nothing is trained.
+EVALUATION_BATCH = 128
+
+
+@dataclass
+class Session:
+    """What the stages of one command share."""
+
+    run: Run
+    #: As `capsprune.training.device.make_fabric` takes them.
+    device: str = "auto"
+    precision: str = "32-true"
+    #: Do a finished stage again.
+    overwrite: bool = False
+    progress: Progress = field(default_factory=Progress)
+    _data: dict[tuple[str, Path | None, int], DataSplits] = field(default_factory=dict)
+    _fabric: Fabric | None = None
+
+    @property
+    def fabric(self) -> Fabric:
+        """Lightning Fabric on the chosen device.
+
+        Raises:
+            DeviceError: if the device is not there.
+        """
+        if self._fabric is None:
+            self._fabric = make_fabric(self.device, self.precision)
+        return self._fabric
+
+    def data(self, name: str, root: Path | None, image_size: int) -> DataSplits:
+        """Load a data set, split as this run splits it.
+
+        Args:
+            name: of the data set.
+            root: where data sets lie; None for where the run's baseline found them.
+            image_size: pixels a side shown to the network.
+
+        Raises:
+            DataError: if the data are missing or unusable, or are not those that the run split.
+        """
+        root = root or self._known_root()
+        key = (name, root, image_size)
+        if key not in self._data:
+            stored = self.run.read_split()
+            split = Split.from_json(stored) if stored is not None else None
+            with self.progress.bar("Loading images") as bar:
+                self._data[key] = load_data(
+                    name,
+                    root=root,
+                    image_size=image_size,
+                    seed=self.run.seed,
+                    split=split,
+                    progress=lambda what, done, total: bar(done, total, what),
+                )
+        return self._data[key]
+
+    def batches(
+        self, images: ImageSet, image_size: int, batch_size: int = EVALUATION_BATCH
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Give images in order, without augmentation, on the device.
+
+        Yields:
+            Normalised images [batch, 3, S, S], channels last, and labels [batch].
+        """
+        device = self.fabric.device
+        transform = evaluation_transform(image_size).to(device)
+        for batch, labels in data_loader(images, batch_size=batch_size):
+            prepared = transform(batch.to(device)).contiguous(memory_format=torch.channels_last)
+            yield prepared, labels.to(device)
+
+    def _known_root(self) -> Path | None:
+        baseline = self.run.stages.get("baseline")
+        root = baseline.summary.get("data_root") if baseline is not None else None
+        return Path(root) if root else None

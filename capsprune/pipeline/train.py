@@ -1,0 +1,75 @@
+"""The stage `train`: the baseline, an unpruned backbone with its linear classifier."""
+
+from __future__ import annotations
+
+import torch
+
+from capsprune.backbones.registry import backbone_arguments, build_backbone
+from capsprune.backbones.weights import initialise
+from capsprune.checkpoint import Checkpoint, DataDescription, describe
+from capsprune.data.names import default_image_size
+from capsprune.data.transforms import NORMALISATION
+from capsprune.inspection import checkpoint_costs
+from capsprune.pipeline.fitting import fit_network, score_network, training_summary
+from capsprune.pipeline.session import Session
+from capsprune.pipeline.stage import Stage
+from capsprune.recipe import TrainOptions
+from capsprune.run import StageRecord
+from capsprune.training.schedule import default_schedule
+
+
+def train(options: TrainOptions, session: Session) -> StageRecord:
+    """Train the baseline.
+
+    Raises:
+        CapspruneError: if the model, the data or the weights cannot be used, or the stage is
+            finished with other options.
+    """
+    image_size = options.image_size or default_image_size(options.data)
+    arguments = backbone_arguments(options.model, image_size)
+    stage = Stage.of(session, "baseline", options, None, image_size=image_size)
+    if record := stage.done():
+        return record
+    splits = session.data(options.data, options.data_root, image_size)
+    torch.manual_seed(session.run.seed)
+    network = build_backbone(options.model, splits.num_classes, **arguments)
+    weights = initialise(network, options.model, options.weights)
+    session.progress.say(
+        f"{options.model} on {options.data} ({len(splits.train)} training, "
+        f"{len(splits.validation)} validation, {len(splits.test)} test images): {weights}"
+    )
+
+    work = stage.begin(splits)
+    schedule = default_schedule("baseline", options.data).changed(
+        options.epochs, options.batch_size, options.lr
+    )
+    history = fit_network(session, network, splits, image_size, schedule, work, "Training")
+    result = score_network(session, network, splits.test, image_size)
+    architecture = describe(
+        network,
+        model=options.model,
+        arguments=arguments,
+        data=DataDescription(
+            name=options.data,
+            class_names=splits.class_names,
+            image_size=image_size,
+            mean=NORMALISATION["mean"],
+            std=NORMALISATION["std"],
+        ),
+        parent=None,
+        metrics=result.to_dict(),
+    )
+    return stage.commit_checkpoint(
+        network,
+        architecture,
+        history,
+        {
+            "model": options.model,
+            "data": options.data,
+            "data_root": str(options.data_root.resolve()) if options.data_root else None,
+            "weights": weights,
+            **training_summary(history, schedule),
+            **result.to_dict(),
+            **checkpoint_costs(Checkpoint(network, architecture)),
+        },
+    )

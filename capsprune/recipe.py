@@ -1,0 +1,323 @@
+"""The options of every stage, and recipes: YAML files that hold the same options.
+
+A command's options, a recipe's fields and the arguments of `capsprune.pipeline` are these models.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from capsprune.backbones.registry import backbone
+from capsprune.data.names import DATA_SETS, known_data_set
+from capsprune.errors import CapspruneError
+
+
+class RecipeError(CapspruneError):
+    """An option or a recipe's field is unknown, missing, or out of range."""
+
+
+def _model_name(name: str) -> str:
+    backbone(name)
+    return name
+
+
+def _data_name(name: str) -> str:
+    known_data_set(name)
+    return name
+
+
+def _numbers(value: Any) -> Any:
+    """Read "1,32" as (1, 32)."""
+    if isinstance(value, int):
+        return (value,)
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    return value
+
+
+def _hyphenated(name: str) -> str:
+    return name.replace("_", "-")
+
+
+ModelName = Annotated[str, AfterValidator(_model_name)]
+DataName = Annotated[str, AfterValidator(_data_name)]
+PositiveInt = Annotated[int, Field(ge=1)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+
+Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]
+
+# Options that several stages take.
+DataRoot = Annotated[
+    Path | None,
+    Field(description="Where data sets lie. [default: $CAPSPRUNE_DATA or ~/.cache/capsprune/data]"),
+]
+LearningRate = Annotated[
+    PositiveFloat | None, Field(description="Learning rate. [default: by data set]")
+]
+BatchSize = Annotated[
+    Annotated[int, Field(ge=2)] | None,
+    Field(description="Images a step. [default: by data set]"),
+]
+Freeze = Annotated[
+    bool,
+    Field(
+        description="Train the capsule layers alone, or finetune the trunk too.",
+        json_schema_extra={"flags": "--freeze/--finetune"},
+    ),
+]
+Iterations = Annotated[PositiveInt, Field(description="Routing iterations.")]
+PrimarySize = Annotated[PositiveInt, Field(description="Values in a primary capsule.")]
+OutputSize = Annotated[PositiveInt, Field(description="Values in an output capsule.")]
+
+#: Marks a field that the command line takes by position.
+POSITIONAL: dict[str, Any] = {"positional": True}
+
+
+class Options(BaseModel):
+    """Options of one stage."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, alias_generator=_hyphenated, populate_by_name=True
+    )
+
+
+class TrainOptions(Options):
+    """Options of `train`: the baseline, an unpruned backbone with its linear classifier."""
+
+    model: ModelName = Field(description="Backbone, such as resnet50 or mobilenet_v1.")
+    data: DataName = Field("digits", description=f"Data set: {', '.join(DATA_SETS)}.")
+    data_root: DataRoot = None
+    image_size: PositiveInt | None = Field(
+        None, description="Pixels a side shown to the network. [default: by data set]"
+    )
+    weights: str = Field("auto", description="Starting weights: auto, imagenet, none, or a file.")
+    epochs: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="Epochs; 0 keeps the starting weights. [default: by data set]"
+    )
+    lr: LearningRate = None
+    batch_size: BatchSize = None
+
+
+class PruneOptions(Options):
+    """Options of `prune`: search for a strategy, shrink, fine-tune."""
+
+    model: ModelName | None = Field(
+        None, description="Backbone to train first where the run has no baseline."
+    )
+    data: DataName | None = Field(
+        None, description="Data set, likewise. [default: the baseline's, else digits]"
+    )
+    data_root: DataRoot = None
+    image_size: PositiveInt | None = Field(
+        None, description="Pixels a side, likewise. [default: the baseline's, else by data set]"
+    )
+    flops: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.5, description="FLOPs (multiply-accumulates) that remain, as a part of the unpruned."
+    )
+    candidates: PositiveInt = Field(40, description="Strategies to try.")
+    max_rate: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None, description="Most of a group that a strategy removes. [default: by --flops]"
+    )
+    round_to: PositiveInt = Field(
+        1, description="Keep channels in multiples of this; 8 suits most processors."
+    )
+    bn_batches: PositiveInt = Field(
+        20, description="Training batches from which a candidate's BN statistics are recomputed."
+    )
+    strategy: Path | None = Field(
+        None, description="Apply this strategy.json instead of searching."
+    )
+    epochs: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="Epochs of fine-tuning. [default: by data set]"
+    )
+    lr: LearningRate = None
+    batch_size: BatchSize = None
+
+
+class AttachCapsOptions(Options):
+    """Options of `attach-caps`: a capsule head on the pruned trunk, trained."""
+
+    checkpoint: Path | None = Field(
+        None,
+        description="Checkpoint of a backbone. [default: the run's pruned/]",
+        json_schema_extra=POSITIONAL,
+    )
+    data_root: DataRoot = None
+    freeze: Freeze = False
+    iterations: Iterations = 3
+    d1: PrimarySize = 8
+    d2: OutputSize = 16
+    epochs: PositiveInt | None = Field(None, description="Epochs. [default: by data set]")
+    lr: LearningRate = None
+    batch_size: BatchSize = None
+
+
+class ExportOptions(Options):
+    """Options of `export`: one verified ONNX file."""
+
+    checkpoint: Path | None = Field(
+        None,
+        description="Checkpoint to export. [default: the run's caps/]",
+        json_schema_extra=POSITIONAL,
+    )
+    data_root: DataRoot = None
+    onnx: bool = Field(
+        True,
+        description="Write ONNX: the one format there is.",
+        json_schema_extra={"flags": "--onnx"},
+    )
+    output: Path | None = Field(
+        None, description="File to write. [default: onnx/model.onnx in the run]"
+    )
+    opset: Annotated[int, Field(ge=18, le=23)] = Field(18, description="ONNX operator set.")
+    inline: bool = Field(
+        False,
+        description="Write standard operators in place of the routing node, for runtimes that know "
+        "no model-local functions.",
+        json_schema_extra={"flags": "--inline"},
+    )
+
+
+class ProfileOptions(Options):
+    """Options of `profile`: latency, throughput and memory in ONNX Runtime."""
+
+    batch: Annotated[tuple[PositiveInt, ...], BeforeValidator(_numbers), Field(min_length=1)] = (
+        Field((1, 32), description="Batch sizes, separated by commas.")
+    )
+    provider: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="Where to run: auto, cpu or cuda."
+    )
+    repeats: PositiveInt = Field(30, description="Timed repeats of each measurement.")
+
+
+class EvaluateOptions(Options):
+    """Options of `evaluate`: accuracy and loss of a checkpoint."""
+
+    checkpoint: Path | None = Field(
+        None,
+        description="Checkpoint. [default: the run's latest]",
+        json_schema_extra=POSITIONAL,
+    )
+    data_root: DataRoot = None
+    split: Literal["test", "validation", "train"] = Field("test", description="Images to use.")
+    batch_size: PositiveInt = Field(128, description="Images a step.")
+
+
+class InspectOptions(Options):
+    """Options of `inspect`: sizes and costs, without data or training."""
+
+    model: ModelName | None = Field(
+        None, description="Backbone. [default: the run's checkpoints are inspected]"
+    )
+    strategy: Path | None = Field(None, description="Strategy to apply to the backbone.")
+    image_size: PositiveInt = Field(224, description="Pixels a side.")
+    classes: Annotated[int, Field(ge=2)] = Field(1000, description="Number of classes.")
+    freeze: Freeze = False
+    iterations: Iterations = 3
+    d1: PrimarySize = 8
+    d2: OutputSize = 16
+
+
+class SessionOptions(Options):
+    """Options that every stage takes."""
+
+    run: str = Field("default", description="Name of the run.")
+    runs_dir: Path = Field(Path("runs"), description="Folder that holds the runs.")
+    seed: Seed | None = Field(
+        None, description="Seed of everything random. [default: the run's, else 0]"
+    )
+    device: str = Field("auto", description="auto, cpu, cuda, or cuda:N.")
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = Field(
+        "32-true", description="Precision of training."
+    )
+    overwrite: bool = Field(
+        False,
+        description="Do a finished stage again, replacing what it left.",
+        json_schema_extra={"flags": "--overwrite"},
+    )
+
+
+class Recipe(Options):
+    """A whole run: the options of its stages under the stages' names."""
+
+    name: str = Field(description="Name of the run.")
+    seed: Seed = 0
+    train: TrainOptions
+    prune: PruneOptions = PruneOptions()
+    attach_caps: AttachCapsOptions = AttachCapsOptions()
+    export: ExportOptions = ExportOptions()
+    profile: ProfileOptions = ProfileOptions()
+
+
+OptionsT = TypeVar("OptionsT", bound=Options)
+
+
+def parse_options(kind: type[OptionsT], values: dict[str, Any], where: str = "--") -> OptionsT:
+    """Make options out of plain values.
+
+    Args:
+        kind: which options.
+        values: by field name.
+        where: what stands before a field's name in messages: "--" on the command line, or the
+            name of the recipe and a colon.
+
+    Raises:
+        RecipeError: if a field is unknown, missing or out of range; one sentence for the first.
+        CapspruneError: if a model or data set is unknown.
+    """
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise RecipeError(_first_problem(kind, error, where)) from None
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Read a recipe.
+
+    Raises:
+        RecipeError: if the file is missing, is no YAML, or a field of it is unknown or wrong.
+    """
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise RecipeError(f"There is no recipe {path}; check the path.") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise RecipeError(f"{path} is no YAML file ({reason}); mend it.") from error
+    if not isinstance(content, dict):
+        raise RecipeError(
+            f"{path} holds no recipe; give the stages' options under their names, as in "
+            "recipes/quickstart.yaml."
+        )
+    return parse_options(Recipe, {"name": path.stem, **content}, f"{path}: ")
+
+
+def _first_problem(kind: type[Options], error: ValidationError, where: str) -> str:
+    problem = error.errors()[0]
+    location = [str(part) for part in problem["loc"]]
+    owner: type[BaseModel] = kind
+    field = None
+    for part in location:
+        name = part.replace("-", "_")
+        field = owner.model_fields.get(name)
+        if field is None:
+            break
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            owner = field.annotation
+    names = [_hyphenated(part) for part in location if not part.isdigit()]
+    label = where + ".".join(names if where != "--" else names[:1])
+    if problem["type"] == "extra_forbidden":
+        known = sorted(_hyphenated(name) for name in owner.model_fields)
+        near = difflib.get_close_matches(names[-1], known, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}."
+        return f"{label} is no field of a recipe; {hint}"
+    if problem["type"] == "missing":
+        return f"{label} is missing; give it."
+    message = problem["msg"].replace("Input should be", "it should be")
+    return f"{label} {problem['input']!r} is not accepted; {message[0].lower()}{message[1:]}."

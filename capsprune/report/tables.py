@@ -1,0 +1,260 @@
+"""Result tables on the terminal. They take plain data: the summaries that stages leave."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+NOT_AVAILABLE = "not available"
+
+Summary = Mapping[str, Any]
+
+
+def percent(value: float | None) -> str:
+    """Write a fraction as a percentage."""
+    return NOT_AVAILABLE if value is None else f"{100 * value:.2f} %"
+
+
+def count(value: float | None) -> str:
+    """Write a large number with three digits and a unit: 4.09 G, 25.6 M."""
+    if value is None:
+        return NOT_AVAILABLE
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if abs(value) >= size:
+            return f"{value / size:.3g} {unit}"
+    return f"{value:g}"
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """Write a measurement, or that there is none."""
+    return NOT_AVAILABLE if value is None else f"{value:.{digits}f}"
+
+
+def print_checkpoint(title: str, summary: Summary, path: str, seconds: float) -> None:
+    """Print what a stage that trains came to.
+
+    Args:
+        title: heading.
+        summary: of the stage.
+        path: where its checkpoint lies.
+        seconds: how long the stage took.
+    """
+    rows: list[tuple[str, str]] = [
+        ("backbone", summary["model"]),
+        ("data", summary["data"]),
+    ]
+    if "weights" in summary:
+        rows.append(("starting weights", summary["weights"]))
+    if "flops_ratio" in summary:
+        rows.append(("FLOPs that remain", percent(summary["flops_ratio"])))
+    if "candidates" in summary:
+        rows.append(("candidates tried", str(summary["candidates"])))
+    if "accuracy_before_finetuning" in summary:
+        rows.append(("before fine-tuning", percent(summary["accuracy_before_finetuning"])))
+    rows.append(("test accuracy", percent(summary["accuracy"])))
+    rows.append(("epochs", f"{summary['epochs']} (best {summary['best_epoch']})"))
+    rows += _cost_rows(summary)
+    rows += [("time", f"{seconds:.0f} s"), ("checkpoint", path)]
+    _print_pairs(title, rows)
+
+
+def print_export(report: Summary) -> None:
+    """Print what was exported and how it was verified."""
+    _print_pairs(
+        "ONNX file",
+        [
+            ("file", report["path"]),
+            ("size", f"{report['bytes'] / 1e6:.1f} MB"),
+            ("operator set", str(report["opset"])),
+            ("routing", "standard operators" if report["inline"] else "capsprune::DynamicRouting"),
+            ("inputs", _shapes(report["inputs"])),
+            ("outputs", _shapes(report["outputs"])),
+            (
+                "verified",
+                f"batches of {', '.join(map(str, report['batches']))}: largest difference from "
+                f"PyTorch {report['max_abs_difference']:.1e}, same top-1 for "
+                f"{percent(report['top1_agreement'])}",
+            ),
+        ],
+    )
+
+
+def print_profile(profile: Summary) -> None:
+    """Print the measurements of all variants side by side."""
+    first = profile["measurements"][0]
+    table = _table(f"Profile in ONNX Runtime on {first['provider'].upper()}")
+    table.add_column("network")
+    for title in ("batch", "latency ms", "p25 to p75", "images/s", "peak MB", "routing"):
+        table.add_column(title, justify="right")
+    for title in ("GPU MB", "J/image"):
+        table.add_column(title, justify="right")
+    for title in ("MACs", "parameters"):
+        table.add_column(title, justify="right")
+    previous = None
+    for row in sorted(profile["measurements"], key=lambda row: row["batch"]):
+        if previous is not None and row["batch"] != previous:
+            table.add_section()
+        previous = row["batch"]
+        cost = profile["variants"][row["variant"]]
+        table.add_row(
+            row["variant"],
+            str(row["batch"]),
+            number(row["latency_ms"]),
+            f"{row['latency_ms_p25']:.2f} to {row['latency_ms_p75']:.2f}",
+            number(row["images_per_second"], 0),
+            number(row["peak_memory_mb"], 0),
+            NOT_AVAILABLE if row["routing_share"] is None else f"{row['routing_share']:.1%}",
+            number(row["gpu_memory_mb"], 0),
+            number(row["energy_joules_per_image"], 4),
+            count(cost["forward_macs"]),
+            count(cost["parameters"]),
+        )
+    _print(table)
+
+
+def print_result(stages: Mapping[str, Summary], files: Iterable[tuple[str, str]]) -> None:
+    """Print the outcome of a whole run: the result table, the profile, and where the files lie.
+
+    Args:
+        stages: the summary of each finished stage, by its name.
+        files: what each file holds, and its path.
+    """
+    table = _table("Result")
+    table.add_column("network")
+    for title in ("test accuracy", "MACs", "parameters", "primary capsules", "time"):
+        table.add_column(title, justify="right")
+    titles = {
+        "baseline": "unpruned, linear",
+        "pruned": "pruned, linear",
+        "caps": "pruned, capsules",
+    }
+    for stage, title in titles.items():
+        if stage in stages:
+            summary = stages[stage]
+            table.add_row(
+                title,
+                percent(summary["accuracy"]),
+                count(summary["forward_macs"]),
+                count(summary["parameters"]),
+                str(summary.get("primary_capsules", "")),
+                f"{summary['seconds']:.0f} s",
+            )
+    _print(table)
+    if "profile" in stages:
+        print_profile(stages["profile"])
+    _print_pairs("Files", list(files))
+
+
+def print_evaluation(result: Summary) -> None:
+    """Print the score of a checkpoint."""
+    _print_pairs(
+        "Evaluation",
+        [
+            ("checkpoint", result["checkpoint"]),
+            ("backbone", result["model"]),
+            ("images", f"{result['images']} of {result['data']}, {result['split']}"),
+            ("accuracy", percent(result["accuracy"])),
+            ("loss", number(result["loss"], 4)),
+        ],
+    )
+
+
+def print_inspection(result: Summary, groups: bool) -> None:
+    """Print sizes and costs.
+
+    Args:
+        result: of `capsprune.inspection.inspect_model`.
+        groups: list the dependency groups too.
+    """
+    rows = [
+        ("backbone", result["model"]),
+        ("image size, classes", f"{result['image_size']}, {result['classes']}"),
+        ("backbone MACs, unpruned", count(result["backbone_macs_unpruned"])),
+        ("backbone MACs", count(result["backbone_macs"])),
+        ("FLOPs that remain", percent(result["flops_ratio"])),
+        *_cost_rows(result),
+        ("head MACs", count(result["head_macs"])),
+        ("training FLOPs, as the paper counts", count(result["training_flops"])),
+    ]
+    _print_pairs("Sizes and costs", rows)
+    if groups and result["groups"]:
+        table = _table("Groups")
+        table.add_column("leader")
+        table.add_column("channels", justify="right")
+        table.add_column("kept", justify="right")
+        for name, group in result["groups"].items():
+            table.add_row(name, str(group["channels"]), str(group["kept"]))
+        _print(table)
+
+
+def print_runs(runs: Sequence[tuple[str, Mapping[str, str]]], where: str) -> None:
+    """Print what runs there are and which of their stages are done.
+
+    Args:
+        runs: names, and for each stage that is done a word on what came of it.
+        where: the folder that holds them.
+    """
+    if not runs:
+        print(f"There are no runs in {where}.")
+        return
+    stages = ("baseline", "pruned", "caps", "onnx", "profile")
+    table = _table(f"Runs in {where}")
+    table.add_column("run")
+    for stage in stages:
+        table.add_column(stage)
+    for name, done in runs:
+        table.add_row(name, *(done.get(stage, "-") for stage in stages))
+    _print(table)
+
+
+def print_findings(findings: Sequence[tuple[str, str, str]]) -> None:
+    """Print what `doctor` found: a name, what there is, and how to get what is missing."""
+    table = _table("capsprune doctor")
+    table.add_column("what")
+    table.add_column("found")
+    table.add_column("how to get it")
+    for row in findings:
+        table.add_row(*row)
+    _print(table)
+
+
+def _cost_rows(summary: Summary) -> list[tuple[str, str]]:
+    rows = []
+    if "primary_capsules" in summary:
+        rows.append(
+            (
+                "bottleneck, primary capsules",
+                f"S = {summary['bottleneck_channels']}, I = {summary['primary_capsules']}",
+            )
+        )
+    rows.append(("MACs of a forward pass", count(summary["forward_macs"])))
+    rows.append(("parameters", count(summary["parameters"])))
+    return rows
+
+
+def _shapes(shapes: Mapping[str, Sequence[Any]]) -> str:
+    return ", ".join(f"{name} [{', '.join(map(str, shape))}]" for name, shape in shapes.items())
+
+
+def _table(title: str) -> Table:
+    return Table(title=title, title_justify="left", title_style="bold", header_style="bold")
+
+
+def _print_pairs(title: str, rows: Sequence[tuple[str, str]]) -> None:
+    table = Table(title=title, title_justify="left", title_style="bold", show_header=False)
+    table.add_column()
+    table.add_column(overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    _print(table)
+
+
+def _print(table: Table) -> None:
+    console = Console(highlight=False, markup=False)
+    if not console.is_terminal:
+        # A pipe or a file has no width of its own, and a table cut short is of no use there.
+        console = Console(highlight=False, markup=False, width=200)
+    console.print(table)

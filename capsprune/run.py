@@ -1,0 +1,377 @@
+"""A run: one directory, what was asked for, which stages are done, and how to go on."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import platform
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+from filelock import FileLock, Timeout
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from capsprune.errors import RunError
+
+StageName = Literal["baseline", "pruned", "caps", "onnx", "profile"]
+
+#: In the order in which they build on each other, with the command that makes each.
+STAGES: dict[StageName, str] = {
+    "baseline": "train",
+    "pruned": "prune",
+    "caps": "attach-caps",
+    "onnx": "export --onnx",
+    "profile": "profile",
+}
+
+_RUN_FILE = "run.json"
+_SPLIT_FILE = "split.json"
+_WORK = ".work"
+_LOCK = ".lock"
+_PACKAGES = (
+    "capsprune",
+    "torch",
+    "torchvision",
+    "torch-pruning",
+    "lightning-fabric",
+    "onnx",
+    "onnxruntime-gpu",
+    "onnxruntime",
+)
+
+
+class StageRecord(BaseModel):
+    """What a finished stage was asked for and what came of it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    options: dict[str, Any]
+    #: Id of what it was made from, and of what it made.
+    parent: str | None
+    id: str
+    finished: str
+    seconds: float
+    summary: dict[str, Any]
+
+
+class _RunRecord(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    format: Literal[1] = 1
+    created: str
+    seed: int
+    versions: dict[str, str]
+    stages: dict[StageName, StageRecord] = Field(default_factory=dict)
+
+
+class Run:
+    """A run directory. Make one with `open_run`."""
+
+    def __init__(self, directory: Path, record: _RunRecord) -> None:
+        """Use `open_run`."""
+        self.directory = directory
+        self._record = record
+
+    @property
+    def name(self) -> str:
+        """Name of the run."""
+        return self.directory.name
+
+    @property
+    def seed(self) -> int:
+        """Seed of everything random in this run."""
+        return self._record.seed
+
+    @property
+    def stages(self) -> dict[StageName, StageRecord]:
+        """The finished stages."""
+        return self._record.stages
+
+    def path(self, stage: StageName) -> Path:
+        """Where a stage leaves its results."""
+        return self.directory / ("profile.json" if stage == "profile" else stage)
+
+    def work(self, stage: StageName) -> Path:
+        """Where a stage keeps what is not finished."""
+        return self.directory / _WORK / stage
+
+    def require(self, stage: StageName, needed_by: str) -> StageRecord:
+        """Give a stage's record, checking that its results are there and up to date.
+
+        Args:
+            stage: which stage.
+            needed_by: the command that needs it, for the message.
+
+        Raises:
+            RunError: if the stage is not done, or was made from something older than what is there.
+        """
+        if stage not in self.stages:
+            raise RunError(
+                f"{needed_by} needs {stage}, which run '{self.name}' has not yet; first run "
+                f"'capsprune {STAGES[stage]}{self._run_flag}'."
+            )
+        order = list(STAGES)
+        for earlier, later in itertools.pairwise(order[: order.index(stage) + 1]):
+            if earlier not in self.stages or later not in self.stages:
+                continue
+            if self._is_stale(later):
+                raise RunError(
+                    f"{later} of run '{self.name}' was made from an older {earlier}; run "
+                    f"'capsprune {STAGES[later]}{self._run_flag} --overwrite'."
+                )
+        if not self.path(stage).exists():
+            raise RunError(
+                f"{self.path(stage)} is gone; run 'capsprune {STAGES[stage]}{self._run_flag} "
+                "--overwrite'."
+            )
+        return self.stages[stage]
+
+    def _is_stale(self, stage: StageName) -> bool:
+        """Whether a stage was made from an earlier result than the one that is there now."""
+        order = list(STAGES)
+        before = self.stages.get(order[order.index(stage) - 1])
+        record = self.stages[stage]
+        named = record.options.get("checkpoint") is not None  # made from something else, as asked
+        return before is not None and not named and record.parent != before.id
+
+    @property
+    def _run_flag(self) -> str:
+        return "" if self.name == "default" else f" --run {self.name}"
+
+    def finished(
+        self, stage: StageName, options: dict[str, Any], parent: str | None, overwrite: bool
+    ) -> StageRecord | None:
+        """Tell whether a stage is done already, as asked.
+
+        Returns:
+            Its record, or None if it is to be done.
+
+        Raises:
+            RunError: if it is done with other options and `overwrite` is off.
+        """
+        record = self.stages.get(stage)
+        if record is None or overwrite or not self.path(stage).exists():
+            return None
+        if record.options == options and record.parent == parent:
+            return record
+        changed = [
+            f"{key.replace('_', '-')} {record.options.get(key)} instead of {options.get(key)}"
+            for key in sorted({*options, *record.options})
+            if record.options.get(key) != options.get(key)
+        ]
+        difference = ", ".join(changed) or "an older input"
+        raise RunError(
+            f"Run '{self.name}' has a finished {stage} already, made with {difference}; give "
+            "--overwrite to replace it, or another --run."
+        )
+
+    def begin(self, stage: StageName, options: dict[str, Any], parent: str | None) -> Path:
+        """Open the working directory of a stage.
+
+        What an interrupted attempt with the same options left is kept, anything else is removed.
+
+        Returns:
+            The directory, which exists.
+        """
+        work = self.work(stage)
+        request = {"options": options, "parent": parent}
+        request_file = work / "request.json"
+        try:
+            same = json.loads(request_file.read_text()) == request
+        except (OSError, ValueError):
+            same = False
+        if not same:
+            shutil.rmtree(work, ignore_errors=True)
+            work.mkdir(parents=True)
+            _write_atomically(request_file, json.dumps(request))
+        shutil.rmtree(work / "result", ignore_errors=True)
+        if not (self.directory / _RUN_FILE).is_file():
+            self._save()
+        return work
+
+    def commit(
+        self,
+        stage: StageName,
+        result: Path,
+        *,
+        id: str,
+        options: dict[str, Any],
+        parent: str | None,
+        seconds: float,
+        summary: dict[str, Any],
+    ) -> StageRecord:
+        """Move the result of a stage to its final name, and note that it is done.
+
+        Args:
+            stage: which stage.
+            result: file or directory inside the stage's working directory.
+            id: of the result.
+            options: what was asked for.
+            parent: id of what the result was made from.
+            seconds: how long it took.
+            summary: what came of it.
+        """
+        final = self.path(stage)
+        replaced = self.directory / _WORK / f"replaced-{stage}"
+        _remove(replaced)
+        if final.exists():
+            final.rename(replaced)
+        result.rename(final)
+        record = StageRecord(
+            options=options,
+            parent=parent,
+            id=id,
+            finished=_now(),
+            seconds=round(seconds, 3),
+            summary=summary,
+        )
+        self._record.stages[stage] = record
+        self._record.versions = _versions()
+        self._save()
+        _remove(replaced)
+        shutil.rmtree(self.work(stage), ignore_errors=True)
+        return record
+
+    def read_split(self) -> str | None:
+        """Give the run's split of its data set, as JSON, if one was drawn."""
+        path = self.directory / _SPLIT_FILE
+        return path.read_text() if path.is_file() else None
+
+    def write_split(self, split: str) -> None:
+        """Note the run's split of its data set."""
+        _write_atomically(self.directory / _SPLIT_FILE, split)
+
+    def _save(self) -> None:
+        _write_atomically(self.directory / _RUN_FILE, self._record.model_dump_json(indent=1) + "\n")
+
+
+@contextmanager
+def open_run(directory: Path, seed: int | None = None, create: bool = False) -> Iterator[Run]:
+    """Open a run for work: no other process can while this one lives.
+
+    Args:
+        directory: the run's; its name is the run's name.
+        seed: None for the run's own, or 0 for a new run.
+        create: make the run if it is not there.
+
+    Raises:
+        RunError: if there is no such run, it is damaged, has another seed, or is in use.
+    """
+    _check_name(directory.name)
+    if not create and not (directory / _RUN_FILE).is_file():
+        raise _no_run(directory)
+    existed = directory.exists()
+    directory.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(directory / _LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise RunError(
+            f"Another process is at work in run '{directory.name}'; wait for it, or give another "
+            "--run."
+        ) from None
+    try:
+        if (directory / _RUN_FILE).is_file():
+            record = _read_record(directory)
+            if seed is not None and seed != record.seed:
+                raise RunError(
+                    f"Run '{directory.name}' has the seed {record.seed}, not {seed}; give another "
+                    "--run."
+                )
+        else:
+            record = _RunRecord(created=_now(), seed=seed or 0, versions=_versions())
+        run = Run(directory, record)
+        yield run
+    finally:
+        lock.release()
+        # A run in which nothing was begun leaves nothing behind.
+        if not (directory / _RUN_FILE).is_file() and not (directory / _WORK).exists():
+            (directory / _LOCK).unlink(missing_ok=True)
+            if not existed and not any(directory.iterdir()):
+                directory.rmdir()
+                if directory.parent.name == "runs" and not any(directory.parent.iterdir()):
+                    directory.parent.rmdir()
+
+
+def read_run(directory: Path) -> Run:
+    """Read a run without working in it.
+
+    Raises:
+        RunError: if there is no such run, or it is damaged.
+    """
+    _check_name(directory.name)
+    if not (directory / _RUN_FILE).is_file():
+        raise _no_run(directory)
+    return Run(directory, _read_record(directory))
+
+
+def list_runs(root: Path) -> list[Run]:
+    """Read every run below a folder, by name; folders that hold no run are passed over."""
+    if not root.is_dir():
+        return []
+    return [
+        Run(directory, _read_record(directory))
+        for directory in sorted(root.iterdir())
+        if (directory / _RUN_FILE).is_file()
+    ]
+
+
+def _no_run(directory: Path) -> RunError:
+    return RunError(
+        f"There is no run '{directory.name}' in {directory.parent}; start one with "
+        "'capsprune prune --model MODEL', or give another --run."
+    )
+
+
+def _check_name(name: str) -> None:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise RunError(
+            f"'{name}' is no name for a run; use letters, digits, '.', '_' and '-', beginning with "
+            "a letter or a digit."
+        )
+
+
+def _read_record(directory: Path) -> _RunRecord:
+    try:
+        return _RunRecord.model_validate_json((directory / _RUN_FILE).read_text())
+    except (ValidationError, UnicodeDecodeError) as error:
+        raise RunError(
+            f"{directory / _RUN_FILE} is damaged; give another --run, or remove that folder."
+        ) from error
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    partial = path.with_name(f"{path.name}.partial")
+    with partial.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,91 @@
+"""Measure the memory that one exported network takes, in a process of its own.
+
+    python -m capsprune.runtime.memory_probe FILE BATCH PROVIDER [--threads N] [--image-size S]
+
+prints one JSON object. A fresh process is needed since memory that was freed once, by another
+network say, would hide what this one takes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from capsprune.runtime import meters
+from capsprune.runtime.sessions import session
+
+#: The first run allocates; the second one shows whether more is needed once buffers are reused.
+RUNS = 2
+
+
+def measure_memory(
+    path: Path, batch: int, provider: str, *, image_size: int, threads: int | None = None
+) -> dict[str, float | None]:
+    """Open a session in this process, run it, and say what memory that took.
+
+    Args:
+        path: the ONNX file.
+        batch: images in one run.
+        provider: "cpu" or "cuda".
+        image_size: height and width of the images.
+        threads: threads of one operator; None leaves it to ONNX Runtime.
+
+    Returns:
+        `peak_memory_mb`: the process's peak resident memory from before the session was made (with
+        libraries and input loaded) until after the runs, less what was resident before. Reading the
+        file often takes the most, two to four times its weights.
+        `running_memory_mb`: the same, but the peak is that of the runs alone: weights and
+        activations. None where the system cannot tell.
+        `gpu_memory_mb`: GPU memory in use after the runs, less that before. None on the CPU.
+    """
+    images = np.random.default_rng(0).standard_normal(
+        (batch, 3, image_size, image_size), dtype=np.float32
+    )
+    gpu_before = meters.gpu_memory_used_mb() if provider == "cuda" else None
+    meters.reset_peak_resident()
+    before = meters.resident_mb()
+    opened = session(path, provider=provider, threads=threads)
+    loading_peak = meters.peak_resident_mb()
+    can_reset = meters.reset_peak_resident()
+    for _ in range(RUNS):
+        opened.run(None, {opened.get_inputs()[0].name: images})
+    running_peak = meters.peak_resident_mb()
+    gpu_after = meters.gpu_memory_used_mb() if provider == "cuda" else None
+
+    def above(peak: float | None, start: float | None) -> float | None:
+        return None if peak is None or start is None else peak - start
+
+    peaks = [peak for peak in (loading_peak, running_peak) if peak is not None]
+    return {
+        "peak_memory_mb": above(max(peaks, default=None), before),
+        "running_memory_mb": above(running_peak, before) if can_reset else None,
+        # ONNX Runtime keeps what it allocated on the GPU until the session ends.
+        "gpu_memory_mb": above(gpu_after, gpu_before),
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parse the arguments, measure, print."""
+    parser = argparse.ArgumentParser(prog="capsprune.runtime.memory_probe")
+    parser.add_argument("file", type=Path)
+    parser.add_argument("batch", type=int)
+    parser.add_argument("provider", choices=["cpu", "cuda"])
+    parser.add_argument("--image-size", type=int, required=True)
+    parser.add_argument("--threads", type=int)
+    options = parser.parse_args(arguments)
+    measured = measure_memory(
+        options.file,
+        options.batch,
+        options.provider,
+        image_size=options.image_size,
+        threads=options.threads,
+    )
+    print(json.dumps(measured))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,162 @@
+"""Meters of memory and energy. Where a meter is missing its reading is None, never 0."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import psutil
+
+#: Where Linux shows the energy counters of Intel's and AMD's processors (RAPL).
+POWERCAP = Path("/sys/class/powercap")
+
+#: Memory is in MB of 10^6 bytes everywhere.
+BYTES_PER_MB = 1_000_000
+
+
+def gpu_present() -> bool:
+    """Whether there is an NVIDIA GPU that this process may use."""
+    return _gpu() is not None
+
+
+def gpu_memory_used_mb() -> float | None:
+    """Memory in use on the GPU by all processes, in MB."""
+    return _gpu_reading(lambda nvml, gpu: nvml.nvmlDeviceGetMemoryInfo(gpu).used / BYTES_PER_MB)
+
+
+def gpu_energy_joules() -> float | None:
+    """Joules the GPU has used since its driver was loaded."""
+    return _gpu_reading(
+        lambda nvml, gpu: nvml.nvmlDeviceGetTotalEnergyConsumption(gpu) / 1000  # From millijoules.
+    )
+
+
+def energy_joules(
+    work: Callable[[], object], *, gpu: bool, powercap: Path = POWERCAP
+) -> float | None:
+    """Do some work and return the joules that the device used meanwhile.
+
+    Everything that the device does in that time is counted, its idle consumption too; the counters
+    move many times a second, so the work should last a second or more.
+
+    Args:
+        work: called once, or not at all where there is no meter.
+        gpu: measure the GPU; otherwise the processors, all sockets together.
+        powercap: directory of the processors' energy counters.
+    """
+    if gpu:
+        before = gpu_energy_joules()
+        if before is None:
+            return None
+        work()
+        after = gpu_energy_joules()
+        return None if after is None else after - before
+    packages = _cpu_packages(powercap)
+    counts = [_microjoules(package) for package in packages]
+    if not packages or None in counts:
+        return None
+    work()
+    total = 0
+    for package, count in zip(packages, counts, strict=True):
+        now = _microjoules(package)
+        if now is None or count is None:
+            return None
+        used = now - count
+        if used < 0:  # The counter began anew.
+            limit = _read_int(package / "max_energy_range_uj")
+            if limit is None:
+                return None
+            used += limit
+        total += used
+    return total / 1e6
+
+
+def resident_mb() -> float:
+    """Memory of this process that is in RAM now, in MB."""
+    return psutil.Process().memory_info().rss / BYTES_PER_MB
+
+
+def reset_peak_resident() -> bool:
+    """Let `peak_resident_mb` begin anew; say whether the system can do it."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+def peak_resident_mb() -> float | None:
+    """The most memory of this process that was ever in RAM, in MB."""
+    # Not ru_maxrss on Linux: a child starts with its parent's value.
+    status = Path("/proc/self/status")
+    if status.is_file():
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024 / BYTES_PER_MB
+    if sys.platform == "win32":
+        return psutil.Process().memory_info().peak_wset / BYTES_PER_MB
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak * (1 if sys.platform == "darwin" else 1024) / BYTES_PER_MB
+
+
+@functools.cache
+def _nvml() -> ModuleType | None:
+    """NVIDIA's management library, ready for use."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+    except Exception:  # No package, no driver, or a driver of another version.
+        return None
+    return pynvml
+
+
+def _gpu() -> Any | None:
+    """NVML's handle of the GPU that CUDA calls device 0."""
+    nvml = _nvml()
+    if nvml is None:
+        return None
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    first = "0" if visible is None else visible.split(",")[0].strip()
+    try:
+        if first.startswith(("GPU-", "MIG-")):
+            return nvml.nvmlDeviceGetHandleByUUID(first)
+        index = int(first)
+        if not 0 <= index < nvml.nvmlDeviceGetCount():
+            return None
+        return nvml.nvmlDeviceGetHandleByIndex(index)
+    except (ValueError, nvml.NVMLError):
+        return None
+
+
+def _gpu_reading(read: Callable[[Any, Any], float]) -> float | None:
+    nvml, gpu = _nvml(), _gpu()
+    if nvml is None or gpu is None:
+        return None
+    try:
+        return read(nvml, gpu)
+    except nvml.NVMLError:  # This GPU has no such meter.
+        return None
+
+
+def _cpu_packages(powercap: Path) -> list[Path]:
+    # "intel-rapl:0" is a socket; "intel-rapl:0:0" is a part of it.
+    return sorted(p for p in powercap.glob("intel-rapl:*") if p.name.count(":") == 1)
+
+
+def _microjoules(package: Path) -> int | None:
+    return _read_int(package / "energy_uj")
+
+
+def _read_int(path: Path) -> int | None:
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,296 @@
+"""Latency, throughput, memory, energy and the routing's share of exported networks."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from capsprune.errors import CapspruneError
+from capsprune.export.ort import onnxruntime
+from capsprune.runtime import meters
+from capsprune.runtime.sessions import provider_of, resolve_provider, session
+
+#: A variant is repeated at least so often (or as often as was asked for) whatever it costs.
+MIN_REPEATS = 5
+#: Runs whose nodes are timed for the routing's share, after one that is not.
+SHARE_RUNS = 5
+#: An energy counter is read around runs that last this long together.
+ENERGY_SECONDS = 2.0
+#: Nodes of the routing op, or of the standard ops written in its place, have this in their names.
+ROUTING_MARK = "DynamicRouting"
+
+Images = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One variant at one batch size. None: there is no meter for it here."""
+
+    variant: str
+    #: Where it ran: "cpu" or "cuda".
+    provider: str
+    batch: int
+    image_size: int
+    #: Milliseconds of one run, images in and outputs back included: the median of the repeats.
+    latency_ms: float
+    #: The quartiles and the fastest of the repeats.
+    latency_ms_p25: float
+    latency_ms_p75: float
+    latency_ms_min: float
+    #: The batch over the median latency.
+    images_per_second: float
+    #: How often it was timed: fewer than asked for where the time budget was used up.
+    repeats: int
+    #: Peak resident memory of a process of its own, above that before the session was made; MB of
+    #: 10^6 bytes. Reading the file often takes more than running it.
+    peak_memory_mb: float | None
+    #: The same, but the peak of the runs alone: weights and activations.
+    running_memory_mb: float | None
+    #: GPU memory in use after the runs, above that before the session was made; MB.
+    gpu_memory_mb: float | None
+    #: Joules of the GPU or of all processors for one image, what they use when idle included.
+    energy_joules_per_image: float | None
+    #: Share of the time in all nodes that is spent in the routing; 0.0 for a network without it.
+    #: None on a GPU, whose nodes ONNX Runtime does not time.
+    routing_share: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The measurement as JSON can hold it."""
+        return asdict(self)
+
+
+def profile_variants(
+    variants: Mapping[str, Path],
+    *,
+    image_size: int,
+    batches: Sequence[int] = (1, 32),
+    provider: str = "auto",
+    repeats: int = 30,
+    warmup: int = 5,
+    threads: int | None = None,
+    seed: int = 0,
+    budget_seconds: float = 20.0,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> list[Measurement]:
+    """Measure exported networks beside each other.
+
+    The repeats go round: each variant once, then each again, so that whatever else the machine does
+    meanwhile hits all of them alike.
+
+    Args:
+        variants: ONNX files by name, each with one input [batch, 3, S, S].
+        image_size: S.
+        batches: images in one run; each is measured.
+        provider: "auto", "cpu" or "cuda".
+        repeats: timed runs of each variant at each batch.
+        warmup: runs before them that are not timed, at least 1.
+        threads: threads that one operator may use on the CPU; None leaves it to ONNX Runtime.
+        seed: of the random images.
+        budget_seconds: a variant that has used so many seconds of timed runs at one batch is timed
+            no further, once it was timed 5 times; its warm-up is cut short likewise.
+        progress: called after each timed run with what was run, how many of the timed runs are
+            done, those the budget cut included, and how many there are.
+
+    Returns:
+        One measurement for each batch and variant, in the order given, variants innermost.
+
+    Raises:
+        DeviceError: if the provider is not there.
+        CapspruneError: if an argument is out of range, or a file cannot be run on such images.
+    """
+    _check(variants, batches, repeats, warmup, threads)
+    chosen = resolve_provider(provider)
+    sessions = {
+        name: session(path, provider=provider, threads=threads) for name, path in variants.items()
+    }
+    measurements = []
+    rounds = repeats * len(variants)
+    for index, batch in enumerate(batches):
+        images = np.random.default_rng(seed).standard_normal(
+            (batch, 3, image_size, image_size), dtype=np.float32
+        )
+        timed = {name: _Timed(opened, images) for name, opened in sessions.items()}
+        for name, one in timed.items():
+            _warm_up(name, one, warmup, budget_seconds)
+        for turn, name in _time_in_turns(timed, repeats, budget_seconds):
+            if progress is not None:
+                progress(f"{name}, batch {batch}", index * rounds + turn, len(batches) * rounds)
+        for name, one in timed.items():
+            # "auto" falls back to the CPU where CUDA's libraries are missing.
+            used = provider_of(one.session) if chosen == "cuda" else "cpu"
+            memory = _memory(variants[name], batch, used, image_size, threads)
+            p25, p50, p75 = np.percentile(one.seconds, [25, 50, 75]) * 1000
+            measurements.append(
+                Measurement(
+                    variant=name,
+                    provider=used,
+                    batch=batch,
+                    image_size=image_size,
+                    latency_ms=float(p50),
+                    latency_ms_p25=float(p25),
+                    latency_ms_p75=float(p75),
+                    latency_ms_min=min(one.seconds) * 1000,
+                    images_per_second=batch / statistics.median(one.seconds),
+                    repeats=len(one.seconds),
+                    peak_memory_mb=memory["peak_memory_mb"],
+                    running_memory_mb=memory["running_memory_mb"],
+                    gpu_memory_mb=memory["gpu_memory_mb"],
+                    energy_joules_per_image=_energy_per_image(one, used),
+                    routing_share=_routing_share(
+                        variants[name], images, used, threads, budget_seconds
+                    ),
+                )
+            )
+    return measurements
+
+
+@dataclass
+class _Timed:
+    """A session, what it is fed, and how long each run took."""
+
+    session: onnxruntime.InferenceSession
+    images: Images
+    seconds: list[float] = field(default_factory=list)
+
+    def run(self) -> float:
+        """Run once and return the seconds it took."""
+        feed = {self.session.get_inputs()[0].name: self.images}
+        started = time.perf_counter()
+        self.session.run(None, feed)
+        return time.perf_counter() - started
+
+
+def _check(
+    variants: Mapping[str, Path],
+    batches: Sequence[int],
+    repeats: int,
+    warmup: int,
+    threads: int | None,
+) -> None:
+    if not variants:
+        raise CapspruneError("There is no exported network to profile; export one first.")
+    if not batches or min(batches) < 1:
+        raise CapspruneError(
+            f"Batch sizes must be at least 1, not {', '.join(map(str, batches)) or 'none'}; "
+            "give for example --batch 1."
+        )
+    if repeats < 1 or warmup < 0:
+        raise CapspruneError(
+            f"There must be at least 1 repeat and no fewer than 0 runs to warm up, not {repeats} "
+            f"and {warmup}; give for example --repeats 30."
+        )
+    if threads is not None and threads < 1:
+        raise CapspruneError(f"There must be at least 1 thread, not {threads}; give --threads 1.")
+
+
+def _warm_up(name: str, timed: _Timed, warmup: int, budget_seconds: float) -> None:
+    spent = 0.0
+    for _ in range(max(warmup, 1)):
+        try:
+            spent += timed.run()
+        except Exception as error:  # ONNX Runtime raises many kinds, with no common base.
+            takes = timed.session.get_inputs()[0].shape
+            raise CapspruneError(
+                f"Variant '{name}' cannot be run on images {list(timed.images.shape)}: its file "
+                f"takes {takes}; profile with the image size that it was exported with."
+            ) from error
+        if spent > budget_seconds / 4:
+            return
+
+
+def _time_in_turns(
+    timed: Mapping[str, _Timed], repeats: int, budget_seconds: float
+) -> Iterator[tuple[int, str]]:
+    """Time one variant after the other, again and again; yield the turn's number and variant."""
+    turns = itertools.product(range(repeats), timed.items())
+    for turn, (_, (name, one)) in enumerate(turns, start=1):
+        if len(one.seconds) < MIN_REPEATS or sum(one.seconds) <= budget_seconds:
+            one.seconds.append(one.run())
+        yield turn, name
+
+
+def _memory(
+    path: Path, batch: int, provider: str, image_size: int, threads: int | None
+) -> dict[str, float | None]:
+    """Run the memory probe in a process of its own."""
+    command = [sys.executable, "-m", "capsprune.runtime.memory_probe"]
+    command += [str(path), str(batch), provider, "--image-size", str(image_size)]
+    if threads is not None:
+        command += ["--threads", str(threads)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        told = (done.stderr.strip().splitlines() or ["it was ended by the system"])[-1]
+        raise CapspruneError(
+            f"The memory of '{path}' at batch {batch} could not be measured ({told}); give a "
+            "smaller --batch."
+        )
+    return json.loads(done.stdout)
+
+
+def _energy_per_image(timed: _Timed, provider: str) -> float | None:
+    runs = 0
+
+    def work() -> None:
+        nonlocal runs
+        started = time.perf_counter()
+        while runs == 0 or time.perf_counter() - started < ENERGY_SECONDS:
+            timed.run()
+            runs += 1
+
+    joules = meters.energy_joules(work, gpu=provider == "cuda")
+    return None if joules is None else joules / (runs * len(timed.images))
+
+
+def _routing_share(
+    path: Path, images: Images, provider: str, threads: int | None, budget_seconds: float
+) -> float | None:
+    """Share of the time in all nodes spent in the routing's, from ONNX Runtime's own profiler."""
+    if provider == "cuda":
+        return None
+    with tempfile.TemporaryDirectory(prefix="capsprune-") as directory:
+        opened = session(
+            path, provider=provider, threads=threads, profile_prefix=Path(directory) / "nodes"
+        )
+        profiled = _Timed(opened, images)
+        spent = profiled.run()
+        for _ in range(SHARE_RUNS):
+            spent += profiled.run()
+            if spent > budget_seconds / 4:
+                break
+        events = json.loads(Path(opened.end_profiling()).read_text())
+    return routing_share_of(events)
+
+
+def routing_share_of(events: Sequence[Mapping[str, Any]]) -> float:
+    """Compute the routing's share of the time from the events of an ONNX Runtime profile.
+
+    The first run is left out. A node is the routing's if its op, or what its name was made from,
+    is `DynamicRouting`: a native kernel, the function's nodes that ONNX Runtime inlined, or the
+    nodes of a file that was exported inlined.
+    """
+    runs = sorted(e["ts"] for e in events if e["name"] == "model_run")
+    second_run = runs[1] if len(runs) > 1 else 0
+    total = routing = 0
+    for event in events:
+        if (
+            event.get("cat") != "Node"
+            or not event["name"].endswith("_kernel_time")
+            or event["ts"] < second_run
+        ):
+            continue
+        total += event["dur"]
+        if ROUTING_MARK in event["name"] or event["args"].get("op_name") == ROUTING_MARK:
+            routing += event["dur"]
+    return routing / total if total else 0.0

@@ -1,0 +1,109 @@
+"""ONNX Runtime sessions on the device that was asked for."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+from capsprune.errors import CapspruneError, DeviceError, unknown_name
+from capsprune.export.ort import ERROR_SEVERITY, onnxruntime, quiet_stderr
+from capsprune.runtime.meters import gpu_present
+
+PROVIDERS = ("auto", "cpu", "cuda")
+
+_CPU = "CPUExecutionProvider"
+_CUDA = "CUDAExecutionProvider"
+
+
+def session(
+    model: Path | str | bytes,
+    *,
+    provider: str = "auto",
+    threads: int | None = None,
+    profile_prefix: Path | str | None = None,
+) -> onnxruntime.InferenceSession:
+    """Open an ONNX file to run it.
+
+    Args:
+        model: the file, or its content.
+        provider: "cpu", "cuda", or "auto": CUDA where it works, else the CPU.
+        threads: threads that one operator may use on the CPU; None leaves it to ONNX Runtime.
+        profile_prefix: record the time of every node; `end_profiling()` of the session writes it to
+            a file whose path begins so, and returns that path.
+
+    Raises:
+        DeviceError: if the provider is unknown, or "cuda" and there is no working CUDA.
+        CapspruneError: if the file is missing or is no ONNX file that can be run.
+    """
+    chosen = resolve_provider(provider)
+    if not isinstance(model, bytes):
+        model = str(model)
+        if not Path(model).is_file():
+            raise CapspruneError(f"There is no ONNX file '{model}'; run `capsprune export` first.")
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = ERROR_SEVERITY
+    # Otherwise a session's threads keep their cores busy for a while after each run, and another
+    # session that runs next takes up to three times as long.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    if profile_prefix is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(profile_prefix)
+    # A CUDA provider that cannot be loaded is told from the session's providers below.
+    hush = quiet_stderr() if chosen == "cuda" else contextlib.nullcontext()
+    try:
+        with hush:
+            if chosen == "cuda":
+                _load_cuda_libraries()
+            opened = onnxruntime.InferenceSession(
+                model, options, providers=[_CUDA, _CPU] if chosen == "cuda" else [_CPU]
+            )
+    except Exception as error:  # ONNX Runtime raises many kinds, with no common base.
+        what = "These bytes" if isinstance(model, bytes) else f"'{model}'"
+        cause = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        raise CapspruneError(
+            f"{what} cannot be run by ONNX Runtime ({cause}); export the network again."
+        ) from error
+    if provider == "cuda" and provider_of(opened) != "cuda":
+        raise DeviceError(
+            "ONNX Runtime could not load its CUDA provider, whose CUDA and cuDNN libraries are not "
+            "installed or are too old; install them, or use --provider cpu."
+        )
+    return opened
+
+
+def resolve_provider(provider: str) -> str:
+    """Say which of "cpu" and "cuda" a request stands for on this machine.
+
+    Raises:
+        DeviceError: if the provider is unknown, or "cuda" and there is no NVIDIA GPU or no ONNX
+            Runtime built for it.
+    """
+    if provider not in PROVIDERS:
+        raise DeviceError(unknown_name("provider", provider, PROVIDERS))
+    if provider == "cpu":
+        return "cpu"
+    # onnxruntime-gpu names CUDA even where there is no GPU, and then runs on the CPU.
+    if gpu_present() and _CUDA in onnxruntime.get_available_providers():
+        return "cuda"
+    if provider == "auto":
+        return "cpu"
+    missing = "onnxruntime-gpu" if gpu_present() else "NVIDIA GPU"
+    raise DeviceError(
+        "--provider cuda needs an NVIDIA GPU and onnxruntime-gpu with CUDA; no "
+        f"{missing} was found, use --provider cpu."
+    )
+
+
+def provider_of(opened: onnxruntime.InferenceSession) -> str:
+    """Say where a session runs: "cpu" or "cuda"."""
+    return "cuda" if _CUDA in opened.get_providers() else "cpu"
+
+
+def _load_cuda_libraries() -> None:
+    """Let ONNX Runtime find the CUDA libraries that were installed as Python packages."""
+    preload = getattr(onnxruntime, "preload_dlls", None)  # Since ONNX Runtime 1.21.
+    if preload is not None:
+        with contextlib.redirect_stdout(None), contextlib.suppress(Exception):
+            preload()

@@ -1,0 +1,211 @@
+"""The fit loop: one for every stage that trains, on Lightning Fabric."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from capsprune.data.loaders import set_epoch
+from capsprune.errors import CapspruneError
+from capsprune.training.evaluate import evaluate
+from capsprune.training.objective import Objective
+from capsprune.training.schedule import Schedule
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+#: Saving the state may take one part in so many of the time.
+_SAVE_SHARE = 20
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What one epoch came to."""
+
+    epoch: int
+    train_loss: float
+    validation_loss: float
+    validation_accuracy: float
+    lr: float
+    seconds: float
+
+    def to_dict(self) -> dict[str, float]:
+        """Give the fields as they are written to JSON."""
+        return asdict(self)
+
+
+@dataclass
+class History:
+    """All epochs of a training, and which was the best."""
+
+    epochs: list[Epoch] = field(default_factory=list)
+    #: Index of the epoch with the lowest validation loss, whose weights the network has.
+    best: int = -1
+    stopped_early: bool = False
+
+    @property
+    def seconds(self) -> float:
+        """Seconds over all epochs."""
+        return sum(epoch.seconds for epoch in self.epochs)
+
+
+@dataclass(frozen=True)
+class Images:
+    """Batches to train or to evaluate on: a loader, and what is done to a batch on the device."""
+
+    #: Yields uint8 images [batch, C, H, W] and labels [batch].
+    loader: DataLoader[tuple[Tensor, Tensor]]
+    #: Maps them to normalised float images [batch, 3, S, S].
+    transform: nn.Module
+
+
+class TrainingDiverged(CapspruneError):
+    """The loss is no number any more."""
+
+
+def fit(
+    fabric: Fabric,
+    network: nn.Module,
+    objective: Objective,
+    train: Images,
+    validation: Images,
+    schedule: Schedule,
+    *,
+    seed: int,
+    state_file: Path | None = None,
+    on_step: Callable[[int, int], None] | None = None,
+    on_epoch: Callable[[Epoch], None] | None = None,
+) -> History:
+    """Train a network, and leave it with the weights of its best epoch.
+
+    Everything random follows from `seed` and the number of the epoch, so a training that was
+    interrupted and goes on from `state_file` ends where an uninterrupted one does.
+
+    Args:
+        fabric: launched; it knows device and precision.
+        network: trained in place; parameters that need no gradient stay as they are.
+        objective: loss and class scores.
+        train: shuffled batches.
+        validation: batches by whose loss the best epoch is told.
+        schedule: epochs, optimiser, learning rate, patience.
+        seed: of shuffling and augmentation.
+        state_file: where the state is kept while training; read if it is there already.
+        on_step: called with the steps done and the steps in all.
+        on_epoch: called after each epoch.
+
+    Raises:
+        TrainingDiverged: if the loss becomes infinite or no number.
+    """
+    network.to(memory_format=torch.channels_last)
+    optimizer = schedule.optimizer(network)
+    wrapped, wrapped_optimizer = fabric.setup(network, optimizer)
+    # The loaders share images out between processes by themselves.
+    loader, validation_loader = fabric.setup_dataloaders(
+        train.loader, validation.loader, use_distributed_sampler=False
+    )
+    transform = fabric.to_device(train.transform)
+    validation_transform = fabric.to_device(validation.transform)
+    steps = len(loader)
+    scheduler = schedule.lr_scheduler(optimizer, steps)
+
+    history = History()
+    best_weights: dict[str, Tensor] | None = None
+    if state_file is not None and state_file.is_file():
+        state = torch.load(state_file, map_location=fabric.device, weights_only=True)
+        network.load_state_dict(state["network"])
+        optimizer.load_state_dict(state["optimizer"])
+        scheduler.load_state_dict(state["scheduler"])
+        history = History([Epoch(**epoch) for epoch in state["epochs"]], state["best"])
+        best_weights = state["best_weights"]
+    save_again_at = 0.0
+
+    for number in range(len(history.epochs), schedule.epochs):
+        if _out_of_patience(history, schedule):
+            break
+        started = time.perf_counter()
+        torch.manual_seed(seed * 100_003 + number)
+        set_epoch(loader, number)
+        wrapped.train()
+        total, images = 0.0, 0
+        lr = optimizer.param_groups[0]["lr"]
+        for step, (batch, labels) in enumerate(loader):
+            batch = transform(batch).contiguous(memory_format=torch.channels_last)
+            loss = objective.loss(wrapped(batch), labels)
+            wrapped_optimizer.zero_grad()
+            fabric.backward(loss)
+            wrapped_optimizer.step()
+            scheduler.step()
+            total += float(loss.detach()) * len(labels)
+            images += len(labels)
+            if not math.isfinite(total):
+                raise TrainingDiverged(
+                    f"The training loss became {float(loss)} in epoch {number + 1}; give a lower "
+                    f"--lr than {schedule.lr:g}."
+                )
+            if on_step:
+                on_step(number * steps + step + 1, schedule.epochs * steps)
+        result = evaluate(
+            wrapped,
+            (
+                (validation_transform(b).contiguous(memory_format=torch.channels_last), labels)
+                for b, labels in validation_loader
+            ),
+            objective,
+        )
+        epoch = Epoch(
+            epoch=number,
+            train_loss=total / images,
+            validation_loss=result.loss,
+            validation_accuracy=result.accuracy,
+            lr=lr,
+            seconds=time.perf_counter() - started,
+        )
+        history.epochs.append(epoch)
+        if history.best < 0 or result.loss < history.epochs[history.best].validation_loss:
+            history.best = number
+            best_weights = copy.deepcopy(network.state_dict())
+        if on_epoch:
+            on_epoch(epoch)
+        last = number + 1 == schedule.epochs
+        if state_file is not None and not last and time.perf_counter() >= save_again_at:
+            save_started = time.perf_counter()
+            _save(
+                state_file,
+                {
+                    "network": network.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "scheduler": scheduler.state_dict(),
+                    "epochs": [epoch.to_dict() for epoch in history.epochs],
+                    "best": history.best,
+                    "best_weights": best_weights,
+                },
+            )
+            now = time.perf_counter()
+            save_again_at = now + _SAVE_SHARE * (now - save_started)
+
+    history.stopped_early = len(history.epochs) < schedule.epochs
+    if best_weights is not None:
+        network.load_state_dict(best_weights)
+    network.eval()
+    return history
+
+
+def _out_of_patience(history: History, schedule: Schedule) -> bool:
+    if schedule.patience is None or history.best < 0:
+        return False
+    return len(history.epochs) - 1 - history.best >= schedule.patience
+
+
+def _save(path: Path, state: dict[str, Any]) -> None:
+    partial = path.with_name(path.name + ".partial")
+    torch.save(state, partial)
+    partial.replace(path)

@@ -1,0 +1,97 @@
+"""How long and how fast a stage trains, by data set: the paper's schedules, and ours."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import nn
+
+Stage = Literal["baseline", "finetune", "caps-finetuned", "caps-frozen"]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Optimiser and learning rate over the epochs."""
+
+    epochs: int
+    #: Images a step.
+    batch_size: int
+    #: Peak learning rate.
+    lr: float
+    #: "one-cycle" warms up and anneals once over all steps; "exponential" decays every epoch.
+    decay: Literal["one-cycle", "exponential"] = "one-cycle"
+    #: Factor of an epoch, where the decay is exponential.
+    gamma: float = 0.99
+    weight_decay: float = 0.0
+    #: Epochs without a better validation loss after which training stops; None to go on.
+    patience: int | None = None
+    #: Of cross-entropy.
+    label_smoothing: float = 0.0
+
+    def changed(
+        self, epochs: int | None = None, batch_size: int | None = None, lr: float | None = None
+    ) -> Schedule:
+        """Give a schedule with what a user asked for in place of the defaults."""
+        given = {"epochs": epochs, "batch_size": batch_size, "lr": lr}
+        return replace(self, **{k: v for k, v in given.items() if v is not None})  # type: ignore[arg-type]
+
+    def optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
+        """Make an Adam optimiser over the parameters that take part in training."""
+        parameters = [p for p in network.parameters() if p.requires_grad]
+        decayed = [p for p in parameters if p.dim() > 1]
+        plain = [p for p in parameters if p.dim() <= 1]
+        groups = [
+            {"params": decayed, "weight_decay": self.weight_decay},
+            {"params": plain, "weight_decay": 0.0},
+        ]
+        return torch.optim.AdamW([group for group in groups if group["params"]], lr=self.lr)
+
+    def lr_scheduler(
+        self, optimizer: torch.optim.Optimizer, steps_per_epoch: int
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        """Make the learning rate's course, to be advanced after every step."""
+        if self.decay == "one-cycle":
+            return torch.optim.lr_scheduler.OneCycleLR(
+                optimizer,
+                max_lr=self.lr,
+                total_steps=max(2, self.epochs * steps_per_epoch),
+                pct_start=0.25,
+                cycle_momentum=False,
+            )
+        return torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: self.gamma ** (step // steps_per_epoch)
+        )
+
+
+#: The paper trains capsule networks with Adam, an exponential decay of 0.99 an epoch, batches of
+#: 128, at most 100 epochs, and stops after 10 epochs without a better validation loss.
+_PAPER = Schedule(epochs=100, batch_size=128, lr=1e-5, decay="exponential", patience=10)
+
+_PAPER_DATA = ("cifar10", "cifar100", "tiny-imagenet")
+
+_SMALL: dict[Stage, Schedule] = {
+    "baseline": Schedule(epochs=12, batch_size=64, lr=3e-3, weight_decay=0.02),
+    "finetune": Schedule(epochs=5, batch_size=64, lr=1e-3, weight_decay=0.02),
+    "caps-finetuned": Schedule(epochs=10, batch_size=64, lr=1e-3, weight_decay=0.0),
+    "caps-frozen": Schedule(epochs=15, batch_size=64, lr=3e-3, weight_decay=0.0),
+}
+
+_LARGE: dict[Stage, Schedule] = {
+    "baseline": Schedule(epochs=30, batch_size=128, lr=1e-3, weight_decay=0.02),
+    "finetune": Schedule(epochs=15, batch_size=128, lr=5e-4, weight_decay=0.02),
+    "caps-finetuned": _PAPER,
+    "caps-frozen": replace(_PAPER, lr=1e-4),
+}
+
+
+def default_schedule(stage: Stage, data: str) -> Schedule:
+    """Choose a schedule: the paper's for its data sets, a short one for small data.
+
+    Args:
+        stage: what is trained.
+        data: name of the data set.
+    """
+    small = data in ("digits", "fashion-mnist")
+    return (_SMALL if small else _LARGE)[stage]

@@ -1,0 +1,162 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional
+
+from capsprune.data.names import DATA_SETS
+from capsprune.data.transforms import (
+    AUGMENTATIONS,
+    NORMALISATION,
+    Augmentation,
+    Drawn,
+    TrainingTransform,
+    evaluation_transform,
+    training_transform,
+)
+from capsprune.errors import DataError
+
+
+def images(count=4, height=12, width=12, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    shape = (count, 3, height, width)
+    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+
+
+def identity(count):
+    return Drawn(
+        flip=torch.zeros(count, dtype=torch.bool),
+        affine=torch.eye(2, 3).repeat(count, 1, 1),
+        brightness=torch.zeros(count),
+        contrast=torch.ones(count),
+    )
+
+
+def unit(normalised):
+    mean, std = (torch.tensor(NORMALISATION[key]).view(3, 1, 1) for key in ("mean", "std"))
+    return normalised * std + mean
+
+
+def test_evaluation_only_normalises_an_image_of_the_right_size():
+    batch = images()
+    out = evaluation_transform(12)(batch)
+    assert out.dtype == torch.float32
+    torch.testing.assert_close(unit(out), batch / 255)
+
+
+@pytest.mark.parametrize("size", [6, 12, 25])
+@pytest.mark.parametrize("shape", [(12, 12), (9, 16)])
+def test_evaluation_resizes_like_torch(size, shape):
+    batch = images(2, *shape)
+    out = evaluation_transform(size)(batch)
+    assert out.shape == (2, 3, size, size)
+    expected = functional.interpolate(
+        batch / 255, (size, size), mode="bilinear", align_corners=False, antialias=True
+    )
+    torch.testing.assert_close(unit(out), expected, atol=1e-5, rtol=1e-5)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    count=st.integers(1, 5),
+    height=st.integers(2, 20),
+    width=st.integers(2, 20),
+    size=st.integers(2, 24),
+)
+def test_identity_parameters_give_the_evaluation_transform(count, height, width, size):
+    batch = images(count, height, width)
+    transform = TrainingTransform(Augmentation(), size)
+    expected = evaluation_transform(size)(batch)
+    torch.testing.assert_close(transform(batch), expected)
+    torch.testing.assert_close(
+        transform.apply_drawn(batch, identity(count)), expected, atol=2e-4, rtol=1e-4
+    )
+
+
+@pytest.mark.parametrize("name", [*DATA_SETS, "imagefolder:/x"])
+def test_every_data_set_has_an_augmentation_with_parameters_for_each_image(name):
+    transform = training_transform(name, 16)
+    same = images(1).repeat(8, 1, 1, 1)
+    torch.manual_seed(3)
+    first = transform(same)
+    assert first.shape == (8, 3, 16, 16) and first.dtype == torch.float32
+    assert any(not torch.equal(first[0], other) for other in first[1:])
+    assert unit(first).min() >= -1e-5 and unit(first).max() <= 1 + 1e-5
+    torch.manual_seed(3)
+    assert torch.equal(transform(same), first)
+    assert not torch.equal(transform(same), first)
+
+
+def test_images_of_a_batch_do_not_mix():
+    batch = images(3)
+    transform = training_transform("digits", 16)
+    drawn = transform.draw(3)
+    together = transform.apply_drawn(batch, drawn)
+    for position in range(3):
+        one = Drawn(affine=drawn.affine[position : position + 1])
+        alone = transform.apply_drawn(batch[position : position + 1], one)
+        torch.testing.assert_close(alone[0], together[position])
+
+
+def test_flip_mirrors_the_chosen_images():
+    batch = images(2)
+    transform = TrainingTransform(Augmentation(flip=True), 12)
+    out = transform.apply_drawn(batch, Drawn(flip=torch.tensor([True, False])))
+    plain = evaluation_transform(12)(batch)
+    assert torch.equal(out[0], plain[0].flip(2))
+    assert torch.equal(out[1], plain[1])
+
+
+def test_brightness_and_contrast_do_what_they_say_and_clamp():
+    batch = torch.full((1, 3, 4, 4), 102, dtype=torch.uint8)
+    batch[..., :2] = 51
+    transform = TrainingTransform(Augmentation(), 4)
+
+    def apply(**drawn):
+        drawn = {key: torch.tensor([value]) for key, value in drawn.items()}
+        return unit(transform.apply_drawn(batch, Drawn(**drawn)))[0, 0, 0]
+
+    torch.testing.assert_close(apply(brightness=0.25), torch.tensor([0.45, 0.45, 0.65, 0.65]))
+    torch.testing.assert_close(apply(contrast=0.5), torch.tensor([0.25, 0.25, 0.35, 0.35]))
+    torch.testing.assert_close(apply(brightness=-0.3), torch.tensor([0.0, 0.0, 0.1, 0.1]))
+
+
+def test_quarter_turn_moves_pixels_by_a_quarter_turn():
+    batch = images(1)
+    turn = torch.tensor([[[0.0, -1.0, 0.0], [1.0, 0.0, 0.0]]])
+    out = TrainingTransform(Augmentation(), 12).apply_drawn(batch, Drawn(affine=turn))
+    plain = evaluation_transform(12)(batch)
+    assert min(
+        (out - torch.rot90(plain, turns, (2, 3))).abs().max() for turns in (1, 3)
+    ) == pytest.approx(0, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", list(AUGMENTATIONS))
+def test_drawn_parameters_stay_in_their_ranges(name):
+    ranges = AUGMENTATIONS[name]
+    drawn = TrainingTransform(ranges, 16).draw(500)
+    assert (drawn.flip is not None) == ranges.flip
+    if ranges.moves:
+        a, b, x = drawn.affine[:, 0].unbind(1)
+        step = (a.square() + b.square()).sqrt()
+        low, high = ranges.scale
+        assert step.max() <= 1 / low + 1e-5
+        assert step.min() >= math.sqrt(ranges.crop) / high - 1e-5
+        assert torch.atan2(b, a).abs().max() <= math.radians(ranges.rotation) + 1e-5
+        assert x.abs().max() <= 2 * ranges.shift + 1 - math.sqrt(ranges.crop) + 1e-5
+    if ranges.crop != 1:  # a crop never reaches outside the image
+        assert (step + x.abs()).max() <= 1 + 1e-5
+    if drawn.contrast is not None:
+        assert drawn.contrast.min() >= 0.2 and drawn.contrast.max() <= 1.8
+        assert drawn.brightness.abs().max() <= 0.25
+
+
+def test_transform_has_no_state():
+    assert not training_transform("cifar10", 8).state_dict()
+
+
+def test_unknown_data_set():
+    with pytest.raises(DataError, match=r"Unknown data set 'digit'; did you mean digits"):
+        training_transform("digit", 32)

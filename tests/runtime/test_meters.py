@@ -1,0 +1,109 @@
+"""Meters: what they read, and None where there is none."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from capsprune.runtime import meters
+
+
+class FakeNvml:
+    """One GPU, as NVIDIA's library shows it."""
+
+    class NVMLError(Exception):
+        pass
+
+    def __init__(self, energy=(5000, 7500)):
+        self.energy = list(energy)
+
+    def nvmlDeviceGetCount(self):
+        return 1
+
+    def nvmlDeviceGetHandleByIndex(self, index):
+        return index
+
+    def nvmlDeviceGetMemoryInfo(self, gpu):
+        return SimpleNamespace(used=3_000_000)
+
+    def nvmlDeviceGetTotalEnergyConsumption(self, gpu):
+        if not self.energy:
+            raise self.NVMLError
+        return self.energy.pop(0)
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    fake = FakeNvml()
+    monkeypatch.setattr(meters, "_nvml", lambda: fake)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    return fake
+
+
+def test_nothing_is_none_without_a_gpu(monkeypatch, tmp_path):
+    monkeypatch.setattr(meters, "_nvml", lambda: None)
+    assert not meters.gpu_present()
+    assert meters.gpu_memory_used_mb() is None
+    assert meters.gpu_energy_joules() is None
+    assert meters.energy_joules(pytest.fail, gpu=True) is None
+
+
+def test_gpu_meters(gpu):
+    assert meters.gpu_present()
+    assert meters.gpu_memory_used_mb() == 3.0
+    done = []
+    assert meters.energy_joules(lambda: done.append(1), gpu=True) == pytest.approx(2.5)
+    assert done == [1]
+
+
+def test_gpu_without_an_energy_meter(gpu):
+    gpu.energy.clear()
+    assert meters.energy_joules(pytest.fail, gpu=True) is None
+
+
+@pytest.mark.parametrize(
+    ("visible", "present"), [("", False), ("-1", False), ("3", False), ("0,1", True)]
+)
+def test_hidden_gpus_are_not_there(gpu, monkeypatch, visible, present):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert meters.gpu_present() is present
+
+
+def counter(directory, name, value):
+    zone = directory / name
+    zone.mkdir()
+    (zone / "energy_uj").write_text(f"{value}\n")
+    (zone / "max_energy_range_uj").write_text("1000000\n")
+    return zone / "energy_uj"
+
+
+def test_energy_of_all_sockets_and_not_of_their_parts(tmp_path):
+    first = counter(tmp_path, "intel-rapl:0", 100)
+    second = counter(tmp_path, "intel-rapl:1", 900_000)
+    part = counter(tmp_path, "intel-rapl:0:0", 0)
+
+    def work():
+        first.write_text("300100")
+        second.write_text("100000")  # It reached 1000000 and began anew.
+        part.write_text("999999")
+
+    joules = meters.energy_joules(work, gpu=False, powercap=tmp_path)
+    assert joules == pytest.approx(0.3 + 0.2)
+
+
+def test_no_energy_counter(tmp_path):
+    assert meters.energy_joules(pytest.fail, gpu=False, powercap=tmp_path) is None
+    (tmp_path / "intel-rapl:0").mkdir()
+    assert meters.energy_joules(pytest.fail, gpu=False, powercap=tmp_path) is None
+
+
+def test_peak_resident_memory_follows_an_allocation():
+    meters.reset_peak_resident()
+    before = meters.peak_resident_mb()
+    block = np.ones(80_000_000, np.uint8)
+    assert meters.peak_resident_mb() >= before + 60
+    assert meters.peak_resident_mb() >= meters.resident_mb() - 1
+    del block
+    assert meters.peak_resident_mb() >= before + 60

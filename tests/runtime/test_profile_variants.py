@@ -1,0 +1,132 @@
+"""The profile of tiny networks."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from itertools import pairwise
+
+import pytest
+
+from capsprune.errors import CapspruneError, DeviceError
+from capsprune.runtime import profile, profile_variants, sessions
+
+
+@pytest.fixture
+def no_meters(monkeypatch):
+    monkeypatch.setattr(profile.meters, "energy_joules", lambda work, *, gpu: None)
+
+
+def test_profile_of_three_variants(onnx_files, no_meters, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    calls = []
+    measured = profile_variants(
+        onnx_files,
+        image_size=16,
+        batches=(1, 8),
+        provider="cpu",
+        repeats=6,
+        warmup=1,
+        threads=1,
+        progress=lambda *call: calls.append(call),
+    )
+    assert [(m.batch, m.variant) for m in measured] == [
+        (batch, name) for batch in (1, 8) for name in onnx_files
+    ]
+    for m in measured:
+        assert 0 < m.latency_ms_min <= m.latency_ms_p25 <= m.latency_ms <= m.latency_ms_p75
+        assert m.images_per_second == pytest.approx(m.batch / m.latency_ms * 1000)
+        assert (m.repeats, m.provider, m.image_size) == (6, "cpu", 16)
+        assert m.peak_memory_mb > 0
+        assert m.gpu_memory_mb is None
+        assert m.energy_joules_per_image is None
+        assert json.loads(json.dumps(m.to_dict())) == m.to_dict()
+        if m.variant == "plain":
+            assert m.routing_share == 0.0
+        else:
+            assert 0.05 < m.routing_share < 1
+    # The variants take turns.
+    assert [what for what, _, _ in calls[:4]] == [
+        "caps, batch 1",
+        "inlined, batch 1",
+        "plain, batch 1",
+        "caps, batch 1",
+    ]
+    assert [(done, total) for _, done, total in calls] == [(n, 36) for n in range(1, 37)]
+    assert all(first[0] != second[0] for first, second in pairwise(calls))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_energy_is_for_one_image(onnx_files, monkeypatch):
+    def two_joules(work, *, gpu):
+        work()
+        return 2.0
+
+    monkeypatch.setattr(profile.meters, "energy_joules", two_joules)
+    monkeypatch.setattr(profile, "ENERGY_SECONDS", 0.0)
+    (m,) = profile_variants(
+        {"plain": onnx_files["plain"]}, image_size=16, batches=[4], provider="cpu", repeats=1
+    )
+    assert m.energy_joules_per_image == pytest.approx(2.0 / 4)
+    assert m.repeats == 1
+
+
+def test_budget_limits_the_repeats(onnx_files, no_meters):
+    (m,) = profile_variants(
+        {"plain": onnx_files["plain"]},
+        image_size=16,
+        batches=[1],
+        provider="cpu",
+        repeats=50,
+        budget_seconds=0.0,
+    )
+    assert m.repeats == 5
+
+
+def test_native_kernel_node_is_the_routing():
+    def node(name, op, start, took):
+        event = {"cat": "Node", "name": f"{name}_kernel_time", "ts": start, "dur": took}
+        return {**event, "args": {"op_name": op}}
+
+    events = [
+        {"cat": "Session", "name": "model_run", "ts": 10, "dur": 20, "args": {}},
+        node("conv", "Conv", 11, 1000),
+        {"cat": "Session", "name": "model_run", "ts": 40, "dur": 20, "args": {}},
+        node("conv", "Conv", 41, 30),
+        node("head", "DynamicRouting", 42, 10),
+    ]
+    assert profile.routing_share_of(events) == pytest.approx(0.25)
+    assert profile.routing_share_of([]) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batches": [1, 0]}, "Batch sizes must be at least 1, not 1, 0"),
+        ({"batches": []}, "Batch sizes"),
+        ({"repeats": 0}, "at least 1 repeat"),
+        ({"warmup": -1}, "warm up"),
+        ({"threads": 0}, "at least 1 thread"),
+        ({"image_size": 20}, "Variant 'plain' cannot be run on images"),
+    ],
+)
+def test_bad_arguments(onnx_files, options, message):
+    arguments = {"image_size": 16, "batches": [1], "provider": "cpu", "repeats": 1, **options}
+    with pytest.raises(CapspruneError, match=message):
+        profile_variants({"plain": onnx_files["plain"]}, **arguments)
+
+
+def test_nothing_to_profile():
+    with pytest.raises(CapspruneError, match="no exported network"):
+        profile_variants({}, image_size=16)
+
+
+def test_cuda_without_a_gpu(onnx_files, monkeypatch):
+    monkeypatch.setattr(sessions, "gpu_present", lambda: False)
+    with pytest.raises(DeviceError, match="--provider cuda needs an NVIDIA GPU"):
+        profile_variants(onnx_files, image_size=16, provider="cuda")
+
+
+def test_probe_that_fails_is_told(onnx_files, tmp_path):
+    with pytest.raises(CapspruneError, match="There is no ONNX file"):
+        profile._memory(tmp_path / "gone.onnx", 1, "cpu", 16, None)
