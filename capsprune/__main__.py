@@ -23,10 +23,6 @@ def main() -> None:
         if debug:
             raise
         _fail(str(error))
-    except KeyboardInterrupt:
-        if debug:
-            raise
-        _fail("Interrupted; the same command goes on from where it stopped.")
     except BrokenPipeError:
         # Whoever read the output has closed it, as `head` does.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

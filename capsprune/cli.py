@@ -15,8 +15,10 @@ from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
+import typer.core
 
 from capsprune import __version__
+from capsprune.errors import Interrupted
 from capsprune.recipe import (
     AttachCapsOptions,
     EvaluateOptions,
@@ -25,6 +27,7 @@ from capsprune.recipe import (
     Options,
     ProfileOptions,
     PruneOptions,
+    RunOptions,
     SessionOptions,
     TrainOptions,
     parse_options,
@@ -37,8 +40,22 @@ if TYPE_CHECKING:
     from capsprune.pipeline.session import Session
     from capsprune.run import StageName
 
+
+class _Interruptible(typer.core.TyperGroup):
+    """Tells of an interruption as of everything else that a user can mend."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise Interrupted(
+                "Interrupted; the same command goes on from where it stopped."
+            ) from None
+
+
 app = typer.Typer(
     name="capsprune",
+    cls=_Interruptible,
     help="Prune a convolutional backbone, put a capsule head on what is left, export the whole to "
     "ONNX, and profile it. Each command takes what the one before it left in the run.",
     no_args_is_help=True,
@@ -132,7 +149,7 @@ def _session(options: SessionOptions, verbose: bool, create: bool = False) -> It
     from capsprune.progress import TerminalProgress
     from capsprune.run import open_run
 
-    with open_run(options.runs_dir / options.run, options.seed, create=create) as run:
+    with open_run(options.runs_dir, options.run, options.seed, create=create) as run:
         yield Session(
             run, options.device, options.precision, options.overwrite, TerminalProgress(verbose)
         )
@@ -241,17 +258,29 @@ def evaluate(options: EvaluateOptions, shared: SessionOptions, json: bool, verbo
         print_evaluation(result)
 
 
-@_stage_command("inspect", InspectOptions)
-def inspect_command(options: InspectOptions, json: bool, verbose: bool) -> None:
-    """Show what a backbone and a capsule head on it cost, without data or training."""
-    from capsprune.inspection import inspect_model
-    from capsprune.report.tables import print_inspection
+@_stage_command("inspect", InspectOptions, RunOptions)
+def inspect_command(options: InspectOptions, shared: RunOptions, json: bool, verbose: bool) -> None:
+    """Show what a backbone and a capsule head on it cost, without data or training.
 
+    Without --model, it shows the checkpoints of a run.
+    """
+    from capsprune.inspection import inspect_model, inspect_run
+    from capsprune.report import tables
+
+    if options.model is None:
+        from capsprune.run import read_run
+
+        costs = inspect_run(read_run(shared.runs_dir, shared.run))
+        if json:
+            _print_json(costs)
+        else:
+            tables.print_costs(shared.run, costs)
+        return
     result = inspect_model(options)
     if json:
         _print_json(result)
     else:
-        print_inspection(result, verbose)
+        tables.print_inspection(result, verbose)
 
 
 @app.command("run")

@@ -38,6 +38,10 @@ class DeviceError(CapspruneError):
     """A device or an execution provider that was asked for is not there."""
 
 
+class Interrupted(CapspruneError):
+    """The user stopped the work."""
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
     """Say that `name` is no known `kind`, naming the nearest known names.
 

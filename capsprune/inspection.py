@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from capsprune.backbones.registry import backbone, backbone_arguments, build_backbone
 from capsprune.backbones.trunk import trunk_of, trunk_output
 from capsprune.capsules import CapsuleNetwork
 from capsprune.capsules.cost import primary_macs, routing_macs
-from capsprune.checkpoint import Checkpoint
+from capsprune.checkpoint import Checkpoint, load_checkpoint
+from capsprune.errors import RunError
 from capsprune.pruning.cost import count_macs, count_parameters
 from capsprune.pruning.groups import find_groups
 from capsprune.pruning.shrink import l1_ranking, shrink
 from capsprune.pruning.strategy import read_strategy
 from capsprune.recipe import InspectOptions
+from capsprune.run import Run, StageName
 
 #: Passes of the trunk in a training step, as the paper counts: forward, and twice that backward.
 _PASSES_FINETUNED = 3
@@ -51,15 +55,16 @@ def inspect_model(options: InspectOptions) -> dict[str, Any]:
     macs = sum(count_macs(model, size).values())
     trunk = trunk_of(name, model)
     channels, feature_size = trunk_output(trunk, size)
-    network = CapsuleNetwork(
-        trunk,
-        channels=channels,
-        feature_size=feature_size,
-        classes=options.classes,
-        d1=options.d1,
-        d2=options.d2,
-        iterations=options.iterations,
-    )
+    with torch.device("meta"):  # a head of these sizes is only counted, never used
+        network = CapsuleNetwork(
+            trunk,
+            channels=channels,
+            feature_size=feature_size,
+            classes=options.classes,
+            d1=options.d1,
+            d2=options.d2,
+            iterations=options.iterations,
+        )
     return {
         "model": name,
         "image_size": size,
@@ -70,6 +75,23 @@ def inspect_model(options: InspectOptions) -> dict[str, Any]:
         **_capsule_costs(network, size, options.freeze),
         "groups": groups,
     }
+
+
+def inspect_run(run: Run) -> dict[str, dict[str, Any]]:
+    """Compute what the networks of a run cost: `checkpoint_costs` by stage.
+
+    Raises:
+        RunError: if the run has no checkpoint yet.
+        CheckpointError: if one is damaged.
+    """
+    stages: list[StageName] = ["baseline", "pruned", "caps"]
+    done = [stage for stage in stages if stage in run.stages]
+    if not done:
+        raise RunError(
+            f"Run '{run.name}' has no checkpoint yet; first run 'capsprune prune --model MODEL', "
+            "or give --model."
+        )
+    return {stage: checkpoint_costs(load_checkpoint(run.path(stage))) for stage in done}
 
 
 def checkpoint_costs(checkpoint: Checkpoint, frozen: bool = False) -> dict[str, Any]:

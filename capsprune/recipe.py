@@ -222,11 +222,16 @@ class InspectOptions(Options):
     d2: OutputSize = 16
 
 
-class SessionOptions(Options):
-    """Options that every stage takes."""
+class RunOptions(Options):
+    """Which run a command is about."""
 
     run: str = Field("default", description="Name of the run.")
     runs_dir: Path = Field(Path("runs"), description="Folder that holds the runs.")
+
+
+class SessionOptions(RunOptions):
+    """Options that every stage takes."""
+
     seed: Seed | None = Field(
         None, description="Seed of everything random. [default: the run's, else 0]"
     )
@@ -299,7 +304,9 @@ def read_recipe(path: Path) -> Recipe:
 
 
 def _first_problem(kind: type[Options], error: ValidationError, where: str) -> str:
-    problem = error.errors()[0]
+    # A misspelt field is also a missing one: the spelling is what to mend.
+    problems = error.errors()
+    problem = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
     location = [str(part) for part in problem["loc"]]
     owner: type[BaseModel] = kind
     field = None

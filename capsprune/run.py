@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import platform
 import re
 import shutil
@@ -19,6 +18,7 @@ from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from capsprune.errors import RunError
+from capsprune.files import write_text
 
 StageName = Literal["baseline", "pruned", "caps", "onnx", "profile"]
 
@@ -190,7 +190,7 @@ class Run:
         if not same:
             shutil.rmtree(work, ignore_errors=True)
             work.mkdir(parents=True)
-            _write_atomically(request_file, json.dumps(request))
+            write_text(request_file, json.dumps(request))
         shutil.rmtree(work / "result", ignore_errors=True)
         if not (self.directory / _RUN_FILE).is_file():
             self._save()
@@ -246,44 +246,45 @@ class Run:
 
     def write_split(self, split: str) -> None:
         """Note the run's split of its data set."""
-        _write_atomically(self.directory / _SPLIT_FILE, split)
+        write_text(self.directory / _SPLIT_FILE, split)
 
     def _save(self) -> None:
-        _write_atomically(self.directory / _RUN_FILE, self._record.model_dump_json(indent=1) + "\n")
+        write_text(self.directory / _RUN_FILE, self._record.model_dump_json(indent=1) + "\n")
 
 
 @contextmanager
-def open_run(directory: Path, seed: int | None = None, create: bool = False) -> Iterator[Run]:
+def open_run(
+    runs_dir: Path, name: str, seed: int | None = None, create: bool = False
+) -> Iterator[Run]:
     """Open a run for work: no other process can while this one lives.
 
     Args:
-        directory: the run's; its name is the run's name.
+        runs_dir: the folder of all runs.
+        name: the run's, which its directory has too.
         seed: None for the run's own, or 0 for a new run.
         create: make the run if it is not there.
 
     Raises:
         RunError: if there is no such run, it is damaged, has another seed, or is in use.
     """
-    _check_name(directory.name)
+    directory = _directory(runs_dir, name)
     if not create and not (directory / _RUN_FILE).is_file():
         raise _no_run(directory)
-    existed = directory.exists()
+    existed, runs_dir_existed = directory.exists(), runs_dir.exists()
     directory.mkdir(parents=True, exist_ok=True)
     lock = FileLock(directory / _LOCK)
     try:
         lock.acquire(timeout=0)
     except Timeout:
         raise RunError(
-            f"Another process is at work in run '{directory.name}'; wait for it, or give another "
-            "--run."
+            f"Another process is at work in run '{name}'; wait for it, or give another --run."
         ) from None
     try:
         if (directory / _RUN_FILE).is_file():
             record = _read_record(directory)
             if seed is not None and seed != record.seed:
                 raise RunError(
-                    f"Run '{directory.name}' has the seed {record.seed}, not {seed}; give another "
-                    "--run."
+                    f"Run '{name}' has the seed {record.seed}, not {seed}; give another --run."
                 )
         else:
             record = _RunRecord(created=_now(), seed=seed or 0, versions=_versions())
@@ -294,19 +295,18 @@ def open_run(directory: Path, seed: int | None = None, create: bool = False) -> 
         # A run in which nothing was begun leaves nothing behind.
         if not (directory / _RUN_FILE).is_file() and not (directory / _WORK).exists():
             (directory / _LOCK).unlink(missing_ok=True)
-            if not existed and not any(directory.iterdir()):
-                directory.rmdir()
-                if directory.parent.name == "runs" and not any(directory.parent.iterdir()):
-                    directory.parent.rmdir()
+            for folder, new in ((directory, not existed), (runs_dir, not runs_dir_existed)):
+                if new and not any(folder.iterdir()):
+                    folder.rmdir()
 
 
-def read_run(directory: Path) -> Run:
+def read_run(runs_dir: Path, name: str) -> Run:
     """Read a run without working in it.
 
     Raises:
         RunError: if there is no such run, or it is damaged.
     """
-    _check_name(directory.name)
+    directory = _directory(runs_dir, name)
     if not (directory / _RUN_FILE).is_file():
         raise _no_run(directory)
     return Run(directory, _read_record(directory))
@@ -330,12 +330,13 @@ def _no_run(directory: Path) -> RunError:
     )
 
 
-def _check_name(name: str) -> None:
+def _directory(runs_dir: Path, name: str) -> Path:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise RunError(
             f"'{name}' is no name for a run; use letters, digits, '.', '_' and '-', beginning with "
             "a letter or a digit."
         )
+    return runs_dir / name
 
 
 def _read_record(directory: Path) -> _RunRecord:
@@ -359,15 +360,6 @@ def _versions() -> dict[str, str]:
 
 def _now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    partial = path.with_name(f"{path.name}.partial")
-    with partial.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
 
 
 def _remove(path: Path) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 import socket
+import sys
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -42,10 +45,11 @@ def initialise(model: nn.Module, name: str, weights: str) -> str:
     if weights in ("auto", "imagenet"):
         try:
             state = _imagenet_state(name)
-        except ModelError as error:
+        except (ModelError, CheckpointError) as error:
             if weights == "imagenet":
                 raise
-            return f"from scratch ({error.args[0].split(';')[0].rstrip('.')})"
+            reason = str(error).split(";")[0]
+            return f"from scratch, as {reason[0].lower()}{reason[1:]}"
         return f"torchvision's ImageNet weights{_load(model, name, state, 'ImageNet weights')}"
     path = Path(weights)
     return f"weights from {path}{_load(model, name, read_state_dict(path), str(path))}"
@@ -75,13 +79,17 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             ) from error
     else:
         try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings():
+                # That pickles of other protocols may fail: if they do, it is said below.
+                warnings.simplefilter("ignore")
+                content = torch.load(path, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
             raise CheckpointError(
                 f"{path} carries a pickled object, which could run code, or is no PyTorch file; "
                 "save its state_dict() alone and give that file."
             ) from error
-        except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, TypeError) as error:
+        # Noise makes torch's reader fail with whatever it stumbles over: IndexError, struct.error …
+        except Exception as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise CheckpointError(
                 f"{path} is truncated or is no PyTorch file ({reason}); fetch or export it anew."
@@ -100,9 +108,11 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 
 
 def _plain_name(key: str) -> str:
-    for prefix in ("module.", "_orig_mod."):
-        key = key.removeprefix(prefix)
-    return key
+    while True:
+        shorter = key.removeprefix("module.").removeprefix("_orig_mod.")
+        if shorter == key:
+            return key
+        key = shorter
 
 
 def _imagenet_state(name: str) -> dict[str, Tensor]:
@@ -113,18 +123,23 @@ def _imagenet_state(name: str) -> dict[str, Tensor]:
     import torchvision
 
     chosen = torchvision.models.get_model_weights(name).DEFAULT
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / chosen.url.rsplit("/", 1)[-1]
+    if cached.is_file():
+        return read_state_dict(cached)
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(_CONNECT_TIMEOUT_S)
     try:
-        # check_hash: a file that is not what torchvision published is refused.
-        state: dict[str, Tensor] = chosen.get_state_dict(
-            progress=False, check_hash=True, weights_only=True
-        )
-    except (URLError, OSError, RuntimeError) as error:
+        # stdout is for results, and torch.hub says there that it downloads.
+        with contextlib.redirect_stdout(sys.stderr):
+            # check_hash: a file that is not what torchvision published is refused.
+            state: dict[str, Tensor] = chosen.get_state_dict(
+                progress=False, check_hash=True, weights_only=True
+            )
+    except (OSError, RuntimeError) as error:
+        reason = error.reason if isinstance(error, URLError) else error
         raise ModelError(
-            f"The ImageNet weights of {name} are neither cached nor within reach ({error}); "
-            f"give --weights none, or put {chosen.url.rsplit('/', 1)[-1]} into "
-            f"{Path(torch.hub.get_dir()) / 'checkpoints'}."
+            f"The ImageNet weights of {name} are neither cached nor within reach ({reason}); "
+            f"give --weights none, or put {cached.name} into {cached.parent}."
         ) from error
     finally:
         socket.setdefaulttimeout(before)

@@ -8,7 +8,6 @@ import hashlib
 import io
 import json
 import logging
-import os
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,6 +34,7 @@ from capsprune.export.routing_op import (
     check_opset,
     routing_function,
 )
+from capsprune.files import replacing
 
 #: Protobuf cannot hold more in one file.
 MAX_BYTES = 2**31 - 1
@@ -286,27 +286,23 @@ def _shapes(values_info: Sequence[onnx.ValueInfoProto]) -> dict[str, list[int | 
 
 def _write_verified(content: bytes, path: Path, network: nn.Module, images: Tensor) -> Parity:
     """Write the content beside its final name, run it from there, and only then rename it."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_bytes(content)
-        try:
-            onnx.checker.check_model(content, full_check=True)
-            parity = measure_parity(beside, network, images)
-        except Exception as error:  # ONNX and ONNX Runtime each raise many kinds.
-            raise ExportError(
-                f"The exported ONNX file does not run ({_first_line(error)}), so it was not kept; "
-                "export with another --opset."
-            ) from error
-        require_parity(parity)
-        beside.replace(path)
+        with replacing(path) as beside:
+            beside.write_bytes(content)
+            try:
+                onnx.checker.check_model(content, full_check=True)
+                parity = measure_parity(beside, network, images)
+            except Exception as error:  # ONNX and ONNX Runtime each raise many kinds.
+                raise ExportError(
+                    f"The exported ONNX file does not run ({_first_line(error)}), so it was not "
+                    "kept; export with another --opset."
+                ) from error
+            require_parity(parity)
     except OSError as error:
         raise ExportError(
             f"'{path}' cannot be written ({error.strerror}); give another place for the file."
         ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            beside.unlink()
     return parity
 
 

@@ -13,6 +13,7 @@ from capsprune.data.sources import DataSplits
 from capsprune.data.transforms import evaluation_transform
 from capsprune.errors import ExportError
 from capsprune.export import export_onnx
+from capsprune.files import replacing
 from capsprune.pipeline.session import Session
 from capsprune.pipeline.stage import Stage
 from capsprune.recipe import ExportOptions
@@ -120,10 +121,5 @@ def _check_output(target: Path, overwrite: bool) -> None:
 
 
 def _copy(source: Path, target: Path) -> None:
-    """Copy a file beside its final name and rename it."""
-    partial = target.with_name(f"{target.name}.partial")
-    try:
+    with replacing(target) as partial:
         shutil.copyfile(source, partial)
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -104,7 +104,7 @@ def training_summary(history: History, schedule: Schedule) -> dict[str, Any]:
     """Say how long and how fast a network was trained."""
     return {
         "epochs": len(history.epochs),
-        "best_epoch": history.best + 1,
+        "kept_epoch": history.kept + 1,
         "batch_size": schedule.batch_size,
         "lr": schedule.lr,
         "epoch_seconds": history.seconds / max(1, len(history.epochs)),

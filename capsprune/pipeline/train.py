@@ -30,13 +30,15 @@ def train(options: TrainOptions, session: Session) -> StageRecord:
     stage = Stage.of(session, "baseline", options, None, image_size=image_size)
     if record := stage.done():
         return record
+    device = session.fabric.device
     splits = session.data(options.data, options.data_root, image_size)
     torch.manual_seed(session.run.seed)
     network = build_backbone(options.model, splits.num_classes, **arguments)
     weights = initialise(network, options.model, options.weights)
     session.progress.say(
         f"{options.model} on {options.data} ({len(splits.train)} training, "
-        f"{len(splits.validation)} validation, {len(splits.test)} test images): {weights}"
+        f"{len(splits.validation)} validation, {len(splits.test)} test images) on {device}: "
+        f"{weights}"
     )
 
     work = stage.begin(splits)

@@ -87,6 +87,8 @@ class CandidateFile:
                     record = json.loads(line)
                     record["fractions"] = tuple(record["fractions"])
                     candidate = Candidate(**record)
+                    if not line.endswith(b"\n"):
+                        break
                 except (ValueError, TypeError, KeyError):
                     break
                 if candidate.index != len(self.candidates):
@@ -203,6 +205,8 @@ class SearchSpace:
                     low = middle
                 else:
                     high = middle
+            if abs(self._ratio(end) - self.target) <= self.tolerance:
+                return end
         raise StrategyError(
             f"No strategy was found whose FLOPs ratio lies within {self.tolerance:g} of "
             f"{self.target:g}; give another --flops, or a lower --round-to."

@@ -55,7 +55,7 @@ def print_checkpoint(title: str, summary: Summary, path: str, seconds: float) ->
     if "accuracy_before_finetuning" in summary:
         rows.append(("before fine-tuning", percent(summary["accuracy_before_finetuning"])))
     rows.append(("test accuracy", percent(summary["accuracy"])))
-    rows.append(("epochs", f"{summary['epochs']} (best {summary['best_epoch']})"))
+    rows.append(("epochs", f"{summary['epochs']} (kept number {summary['kept_epoch']})"))
     rows += _cost_rows(summary)
     rows += [("time", f"{seconds:.0f} s"), ("checkpoint", path)]
     _print_pairs(title, rows)
@@ -188,6 +188,29 @@ def print_inspection(result: Summary, groups: bool) -> None:
         for name, group in result["groups"].items():
             table.add_row(name, str(group["channels"]), str(group["kept"]))
         _print(table)
+
+
+def print_costs(run: str, costs: Mapping[str, Summary]) -> None:
+    """Print what the networks of a run cost.
+
+    Args:
+        run: name of the run.
+        costs: of each stage's network.
+    """
+    table = _table(f"Networks of run {run}")
+    table.add_column("stage")
+    for title in ("S", "I", "MACs of a forward pass", "of them in the head", "parameters"):
+        table.add_column(title, justify="right")
+    for stage, cost in costs.items():
+        table.add_row(
+            stage,
+            str(cost.get("bottleneck_channels", "")),
+            str(cost.get("primary_capsules", "")),
+            count(cost["forward_macs"]),
+            count(cost["head_macs"]) if "head_macs" in cost else "",
+            count(cost["parameters"]),
+        )
+    _print(table)
 
 
 def print_runs(runs: Sequence[tuple[str, Mapping[str, str]]], where: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import math
 import time
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from torch.utils.data import DataLoader
 
 from capsprune.data.loaders import set_epoch
 from capsprune.errors import CapspruneError
+from capsprune.files import replacing
 from capsprune.training.evaluate import evaluate
 from capsprune.training.objective import Objective
 from capsprune.training.schedule import Schedule
@@ -45,11 +47,12 @@ class Epoch:
 
 @dataclass
 class History:
-    """All epochs of a training, and which was the best."""
+    """All epochs of a training, and which of them counts."""
 
     epochs: list[Epoch] = field(default_factory=list)
-    #: Index of the epoch with the lowest validation loss, whose weights the network has.
-    best: int = -1
+    #: Index of the epoch whose weights the network has: the one with the lowest validation loss, or
+    #: the last, as the schedule says.
+    kept: int = -1
     stopped_early: bool = False
 
     @property
@@ -85,7 +88,7 @@ def fit(
     on_step: Callable[[int, int], None] | None = None,
     on_epoch: Callable[[Epoch], None] | None = None,
 ) -> History:
-    """Train a network, and leave it with the weights of its best epoch.
+    """Train a network, and leave it with the weights of the epoch that its schedule keeps.
 
     Everything random follows from `seed` and the number of the epoch, so a training that was
     interrupted and goes on from `state_file` ends where an uninterrupted one does.
@@ -95,7 +98,7 @@ def fit(
         network: trained in place; parameters that need no gradient stay as they are.
         objective: loss and class scores.
         train: shuffled batches.
-        validation: batches by whose loss the best epoch is told.
+        validation: batches by whose loss epochs are compared.
         schedule: epochs, optimiser, learning rate, patience.
         seed: of shuffling and augmentation.
         state_file: where the state is kept while training; read if it is there already.
@@ -118,14 +121,14 @@ def fit(
     scheduler = schedule.lr_scheduler(optimizer, steps)
 
     history = History()
-    best_weights: dict[str, Tensor] | None = None
+    kept_weights: dict[str, Tensor] | None = None
     if state_file is not None and state_file.is_file():
         state = torch.load(state_file, map_location=fabric.device, weights_only=True)
         network.load_state_dict(state["network"])
         optimizer.load_state_dict(state["optimizer"])
         scheduler.load_state_dict(state["scheduler"])
-        history = History([Epoch(**epoch) for epoch in state["epochs"]], state["best"])
-        best_weights = state["best_weights"]
+        history = History([Epoch(**epoch) for epoch in state["epochs"]], state["kept"])
+        kept_weights = state["kept_weights"]
     save_again_at = 0.0
 
     for number in range(len(history.epochs), schedule.epochs):
@@ -148,7 +151,7 @@ def fit(
             images += len(labels)
             if not math.isfinite(total):
                 raise TrainingDiverged(
-                    f"The training loss became {float(loss)} in epoch {number + 1}; give a lower "
+                    f"The training loss became {float(loss.detach())} in epoch {number + 1}; give a lower "
                     f"--lr than {schedule.lr:g}."
                 )
             if on_step:
@@ -161,6 +164,11 @@ def fit(
             ),
             objective,
         )
+        if not math.isfinite(result.loss):
+            raise TrainingDiverged(
+                f"The validation loss became {result.loss} in epoch {number + 1}; give a lower "
+                f"--lr than {schedule.lr:g}."
+            )
         epoch = Epoch(
             epoch=number,
             train_loss=total / images,
@@ -170,9 +178,11 @@ def fit(
             seconds=time.perf_counter() - started,
         )
         history.epochs.append(epoch)
-        if history.best < 0 or result.loss < history.epochs[history.best].validation_loss:
-            history.best = number
-            best_weights = copy.deepcopy(network.state_dict())
+        if not schedule.keeps_best:
+            history.kept = number
+        elif history.kept < 0 or result.loss < history.epochs[history.kept].validation_loss:
+            history.kept = number
+            kept_weights = copy.deepcopy(network.state_dict())
         if on_epoch:
             on_epoch(epoch)
         last = number + 1 == schedule.epochs
@@ -185,27 +195,29 @@ def fit(
                     "optimizer": optimizer.state_dict(),
                     "scheduler": scheduler.state_dict(),
                     "epochs": [epoch.to_dict() for epoch in history.epochs],
-                    "best": history.best,
-                    "best_weights": best_weights,
+                    "kept": history.kept,
+                    "kept_weights": kept_weights,
                 },
             )
             now = time.perf_counter()
             save_again_at = now + _SAVE_SHARE * (now - save_started)
 
     history.stopped_early = len(history.epochs) < schedule.epochs
-    if best_weights is not None:
-        network.load_state_dict(best_weights)
+    if kept_weights is not None:
+        network.load_state_dict(kept_weights)
     network.eval()
     return history
 
 
 def _out_of_patience(history: History, schedule: Schedule) -> bool:
-    if schedule.patience is None or history.best < 0:
+    if schedule.patience is None or history.kept < 0:
         return False
-    return len(history.epochs) - 1 - history.best >= schedule.patience
+    return len(history.epochs) - 1 - history.kept >= schedule.patience
 
 
 def _save(path: Path, state: dict[str, Any]) -> None:
-    partial = path.with_name(path.name + ".partial")
-    torch.save(state, partial)
-    partial.replace(path)
+    # By way of memory: where torch itself writes, a full disk is no OSError.
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    with replacing(path) as partial:
+        partial.write_bytes(buffer.getbuffer())

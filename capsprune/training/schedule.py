@@ -27,8 +27,15 @@ class Schedule:
     weight_decay: float = 0.0
     #: Epochs without a better validation loss after which training stops; None to go on.
     patience: int | None = None
-    #: Of cross-entropy.
-    label_smoothing: float = 0.0
+
+    @property
+    def keeps_best(self) -> bool:
+        """Whether the epoch with the lowest validation loss counts, and not the last one.
+
+        One cycle ends with a learning rate of nothing: its last epoch is the one it aims at, and to
+        choose another by a small validation set would only add chance.
+        """
+        return self.decay != "one-cycle"
 
     def changed(
         self, epochs: int | None = None, batch_size: int | None = None, lr: float | None = None
@@ -56,7 +63,8 @@ class Schedule:
             return torch.optim.lr_scheduler.OneCycleLR(
                 optimizer,
                 max_lr=self.lr,
-                total_steps=max(2, self.epochs * steps_per_epoch),
+                # With fewer steps, torch's warm-up would have no length to divide by.
+                total_steps=max(5, self.epochs * steps_per_epoch),
                 pct_start=0.25,
                 cycle_momentum=False,
             )
@@ -74,8 +82,8 @@ _PAPER_DATA = ("cifar10", "cifar100", "tiny-imagenet")
 _SMALL: dict[Stage, Schedule] = {
     "baseline": Schedule(epochs=12, batch_size=64, lr=3e-3, weight_decay=0.02),
     "finetune": Schedule(epochs=5, batch_size=64, lr=1e-3, weight_decay=0.02),
-    "caps-finetuned": Schedule(epochs=10, batch_size=64, lr=1e-3, weight_decay=0.0),
-    "caps-frozen": Schedule(epochs=15, batch_size=64, lr=3e-3, weight_decay=0.0),
+    "caps-finetuned": Schedule(epochs=8, batch_size=64, lr=2e-3),
+    "caps-frozen": Schedule(epochs=15, batch_size=64, lr=3e-3),
 }
 
 _LARGE: dict[Stage, Schedule] = {

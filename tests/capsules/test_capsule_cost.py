@@ -1,0 +1,22 @@
+import torch
+from fvcore.nn import FlopCountAnalysis
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from capsprune.capsules import PrimaryCaps
+from capsprune.capsules.cost import primary_macs, routing_macs
+
+
+@settings(max_examples=10)
+@given(channels=st.integers(4, 20), size=st.integers(1, 4), d1=st.integers(1, 4))
+def test_primary_caps_cost_what_fvcore_counts(channels, size, d1):
+    layer = PrimaryCaps(channels, size, d1)
+    counted = FlopCountAnalysis(layer, torch.zeros(1, channels, size, size))
+    counted.unsupported_ops_warnings(False)
+    assert primary_macs(channels, size, d1) == counted.by_operator()["conv"]
+
+
+def test_routing_cost_by_hand():
+    # 2 x 3 votes of 4 x 5; one weighted sum of 5 values each; then agreement and sum twice more.
+    assert routing_macs(capsules=3, classes=2, d1=4, d2=5, iterations=1) == 6 * 20 + 6 * 5
+    assert routing_macs(capsules=3, classes=2, d1=4, d2=5, iterations=3) == 6 * 20 + 5 * 6 * 5

@@ -1,0 +1,6 @@
+import torch
+from hypothesis import settings
+
+settings.register_profile("capsprune", derandomize=True, deadline=None)
+settings.load_profile("capsprune")
+torch.set_num_threads(2)

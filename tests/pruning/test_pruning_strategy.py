@@ -1,0 +1,128 @@
+import json
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from capsprune.errors import StrategyError
+from capsprune.pruning.strategy import Strategy, kept_channels, read_strategy
+
+
+def kept_of(fraction, channels, round_to=1):
+    return int(kept_channels(np.array([fraction]), np.array([channels]), round_to)[0])
+
+
+@pytest.mark.parametrize(
+    ("fraction", "channels", "kept"),
+    [
+        (0.0, 64, 64),
+        (0.5, 64, 32),
+        (0.499, 64, 33),  # floor(31.9) go
+        (0.01, 64, 64),
+        (0.99, 64, 1),
+        (0.999, 4, 1),
+        (0.0, 1, 1),
+        (0.9, 1, 1),
+    ],
+)
+def test_floor_of_the_fraction_goes_and_one_stays(fraction, channels, kept):
+    assert kept_of(fraction, channels) == kept
+
+
+@given(fraction=st.floats(0, 1, exclude_max=True), channels=st.integers(1, 2048))
+def test_kept_is_all_but_the_floor(fraction, channels):
+    assert kept_of(fraction, channels) == max(1, channels - math.floor(fraction * channels))
+
+
+@given(
+    fraction=st.floats(0, 1, exclude_max=True),
+    blocks=st.integers(1, 64),
+    round_to=st.sampled_from([2, 4, 8, 16]),
+)
+def test_rounding_gives_the_nearest_multiple(fraction, blocks, round_to):
+    channels = blocks * round_to
+    exact, kept = kept_of(fraction, channels), kept_of(fraction, channels, round_to)
+    assert kept % round_to == 0 and round_to <= kept <= channels
+    assert abs(kept - exact) <= round_to / 2 or kept == round_to
+
+
+def test_a_group_smaller_than_the_multiple_keeps_all():
+    assert kept_of(0.9, 6, 8) == 6
+
+
+def test_many_strategies_at_once():
+    fractions = np.array([[0.0, 0.5], [0.25, 0.9]])
+    assert kept_channels(fractions, np.array([8, 10])).tolist() == [[8, 5], [6, 1]]
+
+
+def content(**changes):
+    return {
+        "model": "tiny",
+        "flops": 0.5,
+        "fractions_removed": {"stem": 0.25, "inner": 0.5},
+    } | changes
+
+
+def written(tmp_path, value):
+    path = tmp_path / "strategy.json"
+    path.write_text(value if isinstance(value, str) else json.dumps(value))
+    return path
+
+
+def test_a_strategy_is_read_and_written(tmp_path, tiny):
+    strategy = read_strategy(written(tmp_path, content()), "tiny")
+    assert strategy.kept(tiny.dependencies).tolist() == [12, 12]
+    again = written(tmp_path, Strategy("tiny", 0.5, {"stem": 0.3, "inner": 0.6}, 4).to_dict())
+    strategy = read_strategy(again, "tiny")
+    assert strategy == Strategy("tiny", 0.5, {"stem": 0.3, "inner": 0.6}, 4)
+    assert strategy.kept(tiny.dependencies).tolist() == [12, 12]
+
+
+def test_the_order_of_a_file_plays_no_part(tmp_path, tiny):
+    fractions = {"inner": 0.5, "stem": 0.25}
+    strategy = read_strategy(written(tmp_path, content(fractions_removed=fractions)), "tiny")
+    assert strategy.array(tiny.dependencies).tolist() == [0.25, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("{", "no JSON file"),
+        ("[1, 2]", "no strategy: it needs"),
+        (content(flops="half"), "no strategy: it needs"),
+        (content(fractions_removed=[0.5]), "no strategy: it needs"),
+        ({"model": "tiny", "flops": 0.5}, "no strategy: it needs"),
+        (content(model="resnet50"), "for resnet50, not for tiny"),
+        (content(fractions_removed={"stem": 1.0}), r"removes 1\.0 of group 'stem'"),
+        (content(fractions_removed={"stem": -0.1}), r"removes -0\.1 of group 'stem'"),
+        (content(fractions_removed={"stem": "much"}), "removes 'much' of group 'stem'"),
+        (content(fractions_removed={"stem": None}), "removes None of group 'stem'"),
+        ('{"model": "tiny", "flops": 0.5, "fractions_removed": {"stem": NaN}}', "removes nan"),
+        (content(round_to=0), "rounds to 0"),
+        (content(round_to=2.5), r"rounds to 2\.5"),
+    ],
+)
+def test_a_file_that_is_no_strategy_is_refused(tmp_path, value, said):
+    with pytest.raises(StrategyError, match=said) as error:
+        read_strategy(written(tmp_path, value), "tiny")
+    assert "strategy.json" in str(error.value)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(StrategyError, match=r"no strategy file .*absent\.json"):
+        read_strategy(tmp_path / "absent.json", "tiny")
+    with pytest.raises(StrategyError):
+        read_strategy(tmp_path, "tiny")
+
+
+def test_an_unknown_group_gives_the_nearest(tiny):
+    strategy = Strategy("tiny", 0.5, {"stem": 0.1, "inner": 0.2, "iner": 0.2})
+    with pytest.raises(StrategyError, match=r"'iner'; did you mean inner"):
+        strategy.kept(tiny.dependencies)
+
+
+def test_a_group_left_out_is_named(tiny):
+    with pytest.raises(StrategyError, match="nothing of group 'inner'"):
+        Strategy("tiny", 0.5, {"stem": 0.1}).kept(tiny.dependencies)

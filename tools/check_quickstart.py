@@ -1,0 +1,48 @@
+"""Check that a finished quickstart run has the figures that the README promises.
+
+    python tools/check_quickstart.py runs/quickstart --seconds 240
+
+Exits with 1 and says what is amiss if not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+LEAST_BASELINE_ACCURACY = 0.97
+#: The pruned capsule network may be this far below the baseline.
+MOST_ACCURACY_LOST = 0.01
+MOST_SECONDS = 360.0
+FLOPS, FLOPS_TOLERANCE = 0.5, 0.005
+MOST_DIFFERENCE = 1e-4
+
+
+def main() -> None:
+    """Check the run."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--seconds", type=float, help="how long the demo took")
+    arguments = parser.parse_args()
+    stages = json.loads((arguments.run / "run.json").read_text())["stages"]
+    summary = {name: stage["summary"] for name, stage in stages.items()}
+    baseline, capsules = summary["baseline"]["accuracy"], summary["caps"]["accuracy"]
+    ratio, difference = summary["pruned"]["flops_ratio"], summary["onnx"]["max_abs_difference"]
+    checks = {
+        f"baseline accuracy {baseline:.2%}": baseline >= LEAST_BASELINE_ACCURACY,
+        f"capsule accuracy {capsules:.2%}": capsules >= baseline - MOST_ACCURACY_LOST,
+        f"FLOPs ratio {ratio:.4f}": abs(ratio - FLOPS) <= FLOPS_TOLERANCE,
+        f"ONNX differs by {difference:.1e}": difference <= MOST_DIFFERENCE,
+        f"{len(summary['profile']['variants'])} variants": len(summary["profile"]["variants"]) == 3,
+    }
+    if arguments.seconds is not None:
+        checks[f"{arguments.seconds:.0f} s"] = arguments.seconds <= MOST_SECONDS
+    for text, holds in checks.items():
+        print(f"{'ok ' if holds else 'BAD'} {text}")
+    sys.exit(not all(checks.values()))
+
+
+if __name__ == "__main__":
+    main()
