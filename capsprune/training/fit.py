@@ -151,8 +151,8 @@ def fit(
             images += len(labels)
             if not math.isfinite(total):
                 raise TrainingDiverged(
-                    f"The training loss became {float(loss.detach())} in epoch {number + 1}; give a lower "
-                    f"--lr than {schedule.lr:g}."
+                    f"The training loss became {loss.item()} in epoch {number + 1}; give a "
+                    f"lower --lr than {schedule.lr:g}."
                 )
             if on_step:
                 on_step(number * steps + step + 1, schedule.epochs * steps)
