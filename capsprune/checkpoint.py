@@ -10,19 +10,19 @@ import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
-from torch import nn
+from torch import Tensor, nn
 
 from capsprune import __version__
 from capsprune.backbones.registry import build_backbone
 from capsprune.backbones.trunk import trunk_of
 from capsprune.capsules import CapsuleNetwork
-from capsprune.errors import CheckpointError
+from capsprune.errors import CapspruneError, CheckpointError
 from capsprune.pruning.shrink import layer_channels, resize_layers
 
 WEIGHTS = "model.safetensors"
@@ -36,9 +36,9 @@ class DataDescription(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
-    class_names: tuple[str, ...]
+    class_names: Annotated[tuple[str, ...], Field(min_length=2)]
     #: Pixels a side.
-    image_size: int
+    image_size: PositiveInt
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
 
@@ -49,10 +49,10 @@ class CapsuleHead(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     #: K: height and width of the feature map.
-    feature_size: int
-    d1: int
-    d2: int
-    iterations: int
+    feature_size: PositiveInt
+    d1: PositiveInt
+    d2: PositiveInt
+    iterations: PositiveInt
 
 
 class Architecture(BaseModel):
@@ -70,7 +70,7 @@ class Architecture(BaseModel):
     arguments: dict[str, int]
     data: DataDescription
     #: Channel counts by layer: of the backbone, or of the trunk where there is a capsule head.
-    channels: dict[str, dict[str, int]]
+    channels: dict[str, dict[str, PositiveInt]]
     head: CapsuleHead | None
     #: What was measured when it was made.
     metrics: dict[str, Any]
@@ -215,26 +215,14 @@ def load_checkpoint(directory: Path) -> Checkpoint:
             f"{directory / WEIGHTS} is truncated or is no safetensors file ({error}); make the "
             "checkpoint anew."
         ) from error
-    classes = len(architecture.data.class_names)
-    # On the meta device nothing is allocated or drawn: the file's tensors take the places.
-    with torch.device("meta"):
-        network: nn.Module = build_backbone(architecture.model, classes, **architecture.arguments)
-        if architecture.head is None:
-            resize_layers(network, architecture.channels)
-        else:
-            trunk = trunk_of(architecture.model, network)
-            resize_layers(trunk, architecture.channels)
-            conv_weight = state.get("primary_caps.conv.weight")
-            if conv_weight is None or conv_weight.dim() != 4:
-                raise CheckpointError(
-                    f"{directory / WEIGHTS} lacks its capsule layers; make the checkpoint anew."
-                )
-            network = CapsuleNetwork(
-                trunk,
-                channels=conv_weight.shape[1],
-                classes=classes,
-                **architecture.head.model_dump(),
-            )
+    try:
+        network = _build(architecture, state)
+    # A description that was tampered with fails wherever it does not fit.
+    except (CapspruneError, ValueError, TypeError, KeyError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{directory / ARCHITECTURE} describes no network of capsprune ({error}); make the "
+            "checkpoint anew."
+        ) from error
     try:
         network.load_state_dict(state, assign=True)
     except RuntimeError as error:
@@ -244,3 +232,24 @@ def load_checkpoint(directory: Path) -> Checkpoint:
             "anew."
         ) from error
     return Checkpoint(network.eval(), architecture)
+
+
+def _build(architecture: Architecture, state: Mapping[str, Tensor]) -> nn.Module:
+    """Build a network without values: the file's tensors will take their places."""
+    classes = len(architecture.data.class_names)
+    with torch.device("meta"):
+        network: nn.Module = build_backbone(architecture.model, classes, **architecture.arguments)
+        if architecture.head is None:
+            resize_layers(network, architecture.channels)
+            return network
+        trunk = trunk_of(architecture.model, network)
+        resize_layers(trunk, architecture.channels)
+        conv_weight = state.get("primary_caps.conv.weight")
+        if conv_weight is None or conv_weight.dim() != 4:
+            raise CheckpointError(f"{WEIGHTS} lacks its capsule layers")
+        return CapsuleNetwork(
+            trunk,
+            channels=conv_weight.shape[1],
+            classes=classes,
+            **architecture.head.model_dump(),
+        )

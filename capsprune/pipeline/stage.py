@@ -17,8 +17,8 @@ from capsprune.recipe import Options
 from capsprune.run import StageName, StageRecord
 from capsprune.training.fit import History
 
-#: Options that say where data lie, or what is inherited from the stage before: a stage that was
-#: interrupted goes on, and one that is finished stays, whatever they are.
+#: Options that only say where something lies: a stage that was interrupted goes on, and one that is
+#: finished stays, whatever they are.
 _NOT_COMPARED = frozenset({"data_root", "output"})
 
 

@@ -144,10 +144,7 @@ def resize_layers(model: nn.Module, channels: dict[str, dict[str, int]]) -> None
     own = layer_channels(model)
     if set(own) != set(channels):
         odd = sorted(set(own) ^ set(channels))[0]
-        raise CheckpointError(
-            f"The architecture disagrees with its backbone about layer '{odd}'; the checkpoint is "
-            "foreign or damaged: make it anew."
-        )
+        raise CheckpointError(f"one of the two networks has no layer '{odd}'")
     for name, counts in channels.items():
         if counts == own[name]:
             continue
@@ -155,7 +152,7 @@ def resize_layers(model: nn.Module, channels: dict[str, dict[str, int]]) -> None
         inputs = counts.get("in", 1)
         outputs = counts["out"]
         if inputs < 1 or outputs < 1:
-            raise CheckpointError(f"Layer '{name}' has no channels; make the checkpoint anew.")
+            raise CheckpointError(f"layer '{name}' has no channels")
         shape: tuple[int, ...] = (outputs,)
         if isinstance(layer, nn.Conv2d):
             shape = (outputs, 1 if is_depthwise(layer) else inputs, *layer.kernel_size)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -84,35 +84,40 @@ def print_export(report: Summary) -> None:
 
 def print_profile(profile: Summary) -> None:
     """Print the measurements of all variants side by side."""
-    first = profile["measurements"][0]
-    table = _table(f"Profile in ONNX Runtime on {first['provider'].upper()}")
-    table.add_column("network")
-    for title in ("batch", "latency ms", "p25 to p75", "images/s", "peak MB", "routing"):
-        table.add_column(title, justify="right")
-    for title in ("GPU MB", "J/image"):
-        table.add_column(title, justify="right")
-    for title in ("MACs", "parameters"):
-        table.add_column(title, justify="right")
-    previous = None
-    for row in sorted(profile["measurements"], key=lambda row: row["batch"]):
-        if previous is not None and row["batch"] != previous:
-            table.add_section()
-        previous = row["batch"]
-        cost = profile["variants"][row["variant"]]
-        table.add_row(
-            row["variant"],
-            str(row["batch"]),
-            number(row["latency_ms"]),
-            f"{row['latency_ms_p25']:.2f} to {row['latency_ms_p75']:.2f}",
-            number(row["images_per_second"], 0),
-            number(row["peak_memory_mb"], 0),
-            NOT_AVAILABLE if row["routing_share"] is None else f"{row['routing_share']:.1%}",
-            number(row["gpu_memory_mb"], 0),
-            number(row["energy_joules_per_image"], 4),
-            count(cost["forward_macs"]),
-            count(cost["parameters"]),
-        )
+    measurements = profile["measurements"]
+    variants = list(profile["variants"])
+    provider = measurements[0]["provider"].upper()
+    table = _table(f"Profile in ONNX Runtime on {provider}, medians")
+    table.add_column("")
+    for variant in variants:
+        table.add_column(variant, justify="right")
+    costs = [profile["variants"][variant] for variant in variants]
+    table.add_row("MACs", *(count(cost["forward_macs"]) for cost in costs))
+    table.add_row("parameters", *(count(cost["parameters"]) for cost in costs))
+    for batch in sorted({row["batch"] for row in measurements}):
+        by_variant = {row["variant"]: row for row in measurements if row["batch"] == batch}
+        rows = [by_variant[variant] for variant in variants]
+        table.add_section()
+        table.add_row(f"batch {batch}")
+        for title, write in _MEASURED.items():
+            table.add_row(f"  {title}", *map(write, rows))
     _print(table)
+
+
+#: The rows of a profile for each batch size.
+_MEASURED: dict[str, Callable[[Summary], str]] = {
+    "latency": lambda row: f"{row['latency_ms']:.2f} ms",
+    "quartiles": lambda row: f"{row['latency_ms_p25']:.2f} to {row['latency_ms_p75']:.2f} ms",
+    "images/s": lambda row: number(row["images_per_second"], 0),
+    "peak memory": lambda row: _unit(row["peak_memory_mb"], "MB", 0),
+    "in routing": lambda row: percent(row["routing_share"]),
+    "GPU memory": lambda row: _unit(row["gpu_memory_mb"], "MB", 0),
+    "energy/image": lambda row: _unit(row["energy_joules_per_image"], "J", 4),
+}
+
+
+def _unit(value: float | None, unit: str, digits: int) -> str:
+    return NOT_AVAILABLE if value is None else f"{number(value, digits)} {unit}"
 
 
 def print_result(stages: Mapping[str, Summary], files: Iterable[tuple[str, str]]) -> None:

@@ -1,0 +1,60 @@
+import pytest
+
+from capsprune.report import tables
+
+
+@pytest.mark.parametrize(
+    ("value", "written"),
+    [(None, "not available"), (0, "0"), (999, "999"), (4.09e9, "4.09 G"), (25.6e6, "25.6 M")],
+)
+def test_counts(value, written):
+    assert tables.count(value) == written
+
+
+def measurement(variant, batch, **changed):
+    return {
+        "variant": variant,
+        "batch": batch,
+        "provider": "cpu",
+        "latency_ms": 1.5 * batch,
+        "latency_ms_p25": 1.25 * batch,
+        "latency_ms_p75": 1.75 * batch,
+        "images_per_second": 666.4,
+        "peak_memory_mb": 60.2,
+        "routing_share": 0.25,
+        "gpu_memory_mb": None,
+        "energy_joules_per_image": None,
+    } | changed
+
+
+def test_a_profile_fits_a_terminal_and_has_no_made_up_zero(capsys):
+    variants = ("unpruned, linear", "unpruned, capsules", "pruned, capsules")
+    tables.print_profile(
+        {
+            "variants": {name: {"forward_macs": 46.4e6, "parameters": 3.2e6} for name in variants},
+            "measurements": [measurement(name, b) for name in variants for b in (32, 1)],
+        }
+    )
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 80
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in out.splitlines()]
+    labels = [row[0] for row in rows if row]
+    assert labels.index("batch 1") < labels.index("batch 32")
+    assert ["latency", "48.00 ms", "48.00 ms", "48.00 ms"] in rows
+    assert rows.count(["GPU memory", *["not available"] * 3]) == 2
+    assert rows.count(["energy/image", *["not available"] * 3]) == 2
+    assert ["MACs", "46.4 M", "46.4 M", "46.4 M"] in rows
+
+
+def test_an_unmeasured_routing_share_is_said(capsys):
+    variants = {"only": {"forward_macs": 1, "parameters": 2}}
+    rows = [measurement("only", 1, provider="cuda", routing_share=None, gpu_memory_mb=812.4)]
+    tables.print_profile({"variants": variants, "measurements": rows})
+    out = capsys.readouterr().out
+    assert "CUDA" in out and "812 MB" in out
+    assert any("in routing" in line and "not available" in line for line in out.splitlines())
+
+
+def test_no_runs_is_said(capsys):
+    tables.print_runs([], "runs")
+    assert capsys.readouterr().out == "There are no runs in runs.\n"

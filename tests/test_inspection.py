@@ -1,0 +1,63 @@
+import pytest
+import torch
+from torch import nn
+
+from capsprune.backbones.registry import backbone_arguments, build_backbone
+from capsprune.backbones.trunk import trunk_of, trunk_output
+from capsprune.capsules import CapsuleNetwork
+from capsprune.errors import ModelError
+from capsprune.inspection import inspect_model
+from capsprune.recipe import InspectOptions
+
+
+def counted(network, size):
+    """Count by hooks the products of convolutions and linear layers, and the parameters."""
+    macs = 0
+
+    def count(layer, inputs, output):
+        nonlocal macs
+        macs += output[0].numel() * layer.weight[0].numel()
+
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            layer.register_forward_hook(count)
+    with torch.no_grad():
+        network.eval()(torch.zeros(1, 3, size, size))
+    return macs, sum(parameter.numel() for parameter in network.parameters())
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v1", "resnet18"])
+@pytest.mark.parametrize("size", [32, 64])
+def test_figures_are_those_of_the_network_itself(name, size):
+    options = InspectOptions(model=name, image_size=size, classes=7, d1=4, d2=6, iterations=2)
+    result = inspect_model(options)
+    model = build_backbone(name, 7, **backbone_arguments(name, size))
+    assert result["backbone_macs"] == result["backbone_macs_unpruned"] == counted(model, size)[0]
+    assert result["flops_ratio"] == 1.0
+    trunk = trunk_of(name, model)
+    channels, feature_size = trunk_output(trunk, size)
+    network = CapsuleNetwork(
+        trunk, channels=channels, feature_size=feature_size, classes=7, d1=4, d2=6, iterations=2
+    )
+    convolutions, parameters = counted(network, size)
+    assert result["parameters"] == parameters
+    assert result["bottleneck_channels"] == channels
+    assert result["primary_capsules"] == channels // 4
+    assert result["feature_size"] == feature_size
+    # The trunk's passes in training, as the paper counts: its convolutions and PrimaryCaps'.
+    assert result["training_flops"] == 3 * convolutions
+    assert result["forward_macs"] == result["trunk_macs"] + result["head_macs"] > convolutions
+
+
+def test_a_frozen_trunk_trains_for_less():
+    finetuned, frozen = (
+        inspect_model(InspectOptions(model="resnet18", image_size=32, classes=5, freeze=freeze))
+        for freeze in (False, True)
+    )
+    assert frozen["training_flops"] * 3 == finetuned["training_flops"] * 2
+    assert frozen["forward_macs"] == finetuned["forward_macs"]
+
+
+def test_capsules_larger_than_the_trunk_are_refused():
+    with pytest.raises(ModelError, match=r"512 channels.*--d1"):
+        inspect_model(InspectOptions(model="resnet18", image_size=32, classes=5, d1=513))
