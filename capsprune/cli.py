@@ -61,6 +61,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # importing what draws boxes takes longer than all the rest of --help
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -185,7 +186,7 @@ def _print_json(value: dict[str, Any]) -> None:
 
 @_stage_command("train", TrainOptions, SessionOptions)
 def train(options: TrainOptions, shared: SessionOptions, json: bool, verbose: bool) -> None:
-    """Train the baseline: an unpruned backbone with its linear classifier."""
+    """Train the baseline: the unpruned backbone."""
     from capsprune.pipeline.train import train as stage
 
     with _session(shared, verbose, create=True) as session:
@@ -235,7 +236,10 @@ def export(options: ExportOptions, shared: SessionOptions, json: bool, verbose: 
 
 @_stage_command("profile", ProfileOptions, SessionOptions)
 def profile(options: ProfileOptions, shared: SessionOptions, json: bool, verbose: bool) -> None:
-    """Measure the exported network beside the unpruned one, in ONNX Runtime."""
+    """Measure the exported network beside the unpruned one.
+
+    All of them run in ONNX Runtime, interleaved, after warm-up.
+    """
     from capsprune.pipeline.profile import profile as stage
 
     with _session(shared, verbose) as session:
@@ -260,9 +264,10 @@ def evaluate(options: EvaluateOptions, shared: SessionOptions, json: bool, verbo
 
 @_stage_command("inspect", InspectOptions, RunOptions)
 def inspect_command(options: InspectOptions, shared: RunOptions, json: bool, verbose: bool) -> None:
-    """Show what a backbone and a capsule head on it cost, without data or training.
+    """Show sizes and costs, without data or training.
 
-    Without --model, it shows the checkpoints of a run.
+    They are those of a backbone with a capsule head, or, without --model, of the checkpoints of a
+    run.
     """
     from capsprune.inspection import inspect_model, inspect_run
     from capsprune.report import tables
@@ -295,7 +300,10 @@ def run_command(
     verbose: Verbose = False,
     debug: Debug = False,
 ) -> None:
-    """Run all stages of a recipe; those that are finished are not done again."""
+    """Run all stages of a recipe.
+
+    Those that are finished are not done again.
+    """
     parsed = read_recipe(recipe)
     from capsprune.pipeline.recipes import run_recipe
 
@@ -350,7 +358,10 @@ def runs_command(
 
 @app.command("doctor")
 def doctor_command(json: Json = False, debug: Debug = False) -> None:
-    """Say what is installed, which devices and data are found, and how to get what is missing."""
+    """Say what is installed and found, and what is missing.
+
+    That is: versions, devices, meters and data, with how to get each.
+    """
     from capsprune.doctor import examine
     from capsprune.report.tables import print_findings
 

@@ -81,7 +81,12 @@ class Options(BaseModel):
     """Options of one stage."""
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, alias_generator=_hyphenated, populate_by_name=True
+        extra="forbid",
+        frozen=True,
+        alias_generator=_hyphenated,
+        populate_by_name=True,
+        # Schemas are built where options are parsed: the help text needs none.
+        defer_build=True,
     )
 
 
@@ -252,10 +257,10 @@ class Recipe(Options):
     name: str = Field(description="Name of the run.")
     seed: Seed = 0
     train: TrainOptions
-    prune: PruneOptions = PruneOptions()
-    attach_caps: AttachCapsOptions = AttachCapsOptions()
-    export: ExportOptions = ExportOptions()
-    profile: ProfileOptions = ProfileOptions()
+    prune: PruneOptions = Field(default_factory=PruneOptions)
+    attach_caps: AttachCapsOptions = Field(default_factory=AttachCapsOptions)
+    export: ExportOptions = Field(default_factory=ExportOptions)
+    profile: ProfileOptions = Field(default_factory=ProfileOptions)
 
 
 OptionsT = TypeVar("OptionsT", bound=Options)
