@@ -82,7 +82,7 @@ _PAPER_DATA = ("cifar10", "cifar100", "tiny-imagenet")
 _SMALL: dict[Stage, Schedule] = {
     "baseline": Schedule(epochs=12, batch_size=64, lr=3e-3, weight_decay=0.02),
     "finetune": Schedule(epochs=5, batch_size=64, lr=1e-3, weight_decay=0.02),
-    "caps-finetuned": Schedule(epochs=8, batch_size=64, lr=2e-3),
+    "caps-finetuned": Schedule(epochs=12, batch_size=64, lr=1e-3),
     "caps-frozen": Schedule(epochs=15, batch_size=64, lr=3e-3),
 }
 
