@@ -26,6 +26,10 @@ class StrategyError(CapspruneError):
     """A pruning strategy or target cannot be met in the search space."""
 
 
+class StudyError(CapspruneError):
+    """The database that keeps a search's candidates cannot be used."""
+
+
 class RunError(CapspruneError):
     """A run directory is not in the state that a stage needs."""
 

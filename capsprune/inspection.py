@@ -13,8 +13,9 @@ from capsprune.capsules.cost import primary_macs, routing_macs
 from capsprune.checkpoint import Checkpoint, load_checkpoint
 from capsprune.errors import RunError
 from capsprune.pruning.cost import count_macs, count_parameters
+from capsprune.pruning.criteria import l1_ranking
 from capsprune.pruning.groups import find_groups
-from capsprune.pruning.shrink import l1_ranking, shrink
+from capsprune.pruning.shrink import shrink
 from capsprune.pruning.strategy import read_strategy
 from capsprune.recipe import InspectOptions
 from capsprune.run import Run, StageName

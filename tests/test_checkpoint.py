@@ -19,8 +19,9 @@ from capsprune.checkpoint import (
     save_checkpoint,
 )
 from capsprune.errors import CheckpointError
+from capsprune.pruning.criteria import l1_ranking
 from capsprune.pruning.groups import find_groups
-from capsprune.pruning.shrink import l1_ranking, shrink
+from capsprune.pruning.shrink import shrink
 
 DATA = DataDescription(
     name="digits",

@@ -1,219 +1,112 @@
-"""The search for a strategy (EagleEye): propose, shrink, recalibrate, score, pick the best."""
+"""The search for a strategy: propose, try, keep what is promising, pick the best.
+
+A candidate is tried as EagleEye does it: its batch norm statistics are recomputed on training
+images, then it is scored on others (Li et al., ECCV 2020). With successive halving (Jamieson and
+Talwalkar, AISTATS 2016) all candidates are tried on few batches first; the best one in so many is
+tried on that many times as many batches, and so on up to all of them. Only scores of one rung are
+compared.
+"""
 
 from __future__ import annotations
 
-import json
-import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from capsprune.errors import StrategyError
-from capsprune.pruning.adaptive_bn import recalibrate
-from capsprune.pruning.cost import CostModel
+from capsprune.pruning.candidate import PARTS, Candidate
+from capsprune.pruning.criteria import l1_ranking
+from capsprune.pruning.evaluation import (
+    Evaluator,
+    InProcess,
+    LatencyLimit,
+    Outcome,
+    ProcessWorkers,
+    Task,
+    Workers,
+)
 from capsprune.pruning.groups import Dependencies
-from capsprune.pruning.shrink import l1_ranking, shrink
-from capsprune.pruning.strategy import kept_channels
-from capsprune.training.evaluate import evaluate
-from capsprune.training.objective import CROSS_ENTROPY
+from capsprune.pruning.samplers import Sampler, make_sampler
+from capsprune.pruning.space import Fractions, SearchSpace
+from capsprune.pruning.study import Claim, Rung, Study
 
-#: How far the FLOPs ratio of a strategy may lie from the target (EagleEye's value).
-FLOPS_TOLERANCE = 0.005
+#: Called after each candidate with it, and how many tries of all rungs are done and planned.
+OnCandidate = Callable[[Candidate, int, int], None]
 
-#: Largest removal fraction by FLOPs ratio, as EagleEye's published searches chose it.
-_PUBLISHED_MAX_RATES = ((0.25, 0.8), (0.5, 0.7), (0.75, 0.4))
-_LARGEST_MAX_RATE = 0.95
-#: Proposals that may fail to reach the target before the target counts as out of reach.
-_PROPOSALS = 200
-#: Halvings of the way to the target: enough to move a single channel.
-_BISECTIONS = 40
+#: Seconds between two looks at what other machines did.
+_POLL = 1.0
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """A strategy that was tried."""
+class Plan:
+    """How many candidates one rung tries, and on how much."""
 
-    index: int
-    #: Removed fraction of each group, [G].
-    fractions: tuple[float, ...]
-    macs: int
-    flops_ratio: float
-    #: Top-1 accuracy on held-out training images after recalibration.
-    score: float
-    #: Cross-entropy on the same images: it decides between equal scores.
-    loss: float
-    #: Seconds by part: "surgery", "calibration", "scoring", "other".
-    seconds: dict[str, float]
-
-    @property
-    def rank(self) -> tuple[float, float]:
-        """Sort key: the best candidate has the largest."""
-        return (self.score, -self.loss)
+    candidates: int
+    #: Batches for the batch norm statistics, and for the score.
+    calibration: int
+    scoring: int
 
 
 @dataclass(frozen=True)
 class SearchResult:
-    """Every candidate, and the one to take."""
+    """Every try, and the candidate to take."""
 
+    #: By rung, then by number. A candidate that was promoted appears once for each of its rungs.
     candidates: list[Candidate]
     best: Candidate
+    plan: list[Plan]
 
     def seconds(self) -> dict[str, float]:
-        """Sum the seconds by part over all candidates."""
-        parts = self.candidates[0].seconds
-        return {part: sum(c.seconds[part] for c in self.candidates) for part in parts}
-
-
-@dataclass
-class CandidateFile:
-    """Candidates on disk, one line each, so that a search that was interrupted goes on."""
-
-    path: Path
-    candidates: list[Candidate] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        """Read the candidates that are there; a last line that was cut short is dropped."""
-        if not self.path.is_file():
-            return
-        whole = 0
-        with self.path.open("rb") as lines:
-            for line in lines:
-                try:
-                    record = json.loads(line)
-                    record["fractions"] = tuple(record["fractions"])
-                    candidate = Candidate(**record)
-                    if not line.endswith(b"\n"):
-                        break
-                except (ValueError, TypeError, KeyError):
-                    break
-                if candidate.index != len(self.candidates):
-                    break
-                self.candidates.append(candidate)
-                whole += len(line)
-        os.truncate(self.path, whole)
-
-    def append(self, candidate: Candidate) -> None:
-        """Write a candidate, so that it survives even the loss of power."""
-        with self.path.open("a") as file:
-            file.write(json.dumps(asdict(candidate)) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        self.candidates.append(candidate)
-
-
-@dataclass(frozen=True)
-class SearchSpace:
-    """Strategies that leave a given part of the FLOPs."""
-
-    cost: CostModel
-    #: FLOPs ratio that remains.
-    target: float
-    #: Largest removal fraction of a group.
-    max_rate: float
-    #: Channels are kept in multiples of this.
-    round_to: int = 1
-    tolerance: float = FLOPS_TOLERANCE
-
-    @classmethod
-    def around(
-        cls, cost: CostModel, target: float, max_rate: float | None = None, round_to: int = 1
-    ) -> SearchSpace:
-        """Make the space for a target.
-
-        Args:
-            cost: of the unpruned network.
-            target: FLOPs ratio that remains.
-            max_rate: largest removal fraction; None for one between EagleEye's published choices,
-                or higher where those cannot reach the target.
-            round_to: keep multiples of this many channels.
-
-        Raises:
-            StrategyError: if target or max_rate are out of range, or the target is out of reach.
-        """
-        if not 0 < target < 1:
-            raise StrategyError(
-                f"A FLOPs ratio of {target:g} is not between 0 and 1; give the part that remains, "
-                "such as --flops 0.5."
-            )
-        if max_rate is None:
-            ratios, rates = zip(*_PUBLISHED_MAX_RATES, strict=True)
-            rate = float(np.interp(target, (0.0, *ratios, 1.0), (_LARGEST_MAX_RATE, *rates, 0.1)))
-            # Where a network has layers that no group can shrink, the others must give more.
-            while (
-                rate < _LARGEST_MAX_RATE and cls(cost, target, rate, round_to).lowest > 0.9 * target
-            ):
-                rate = min(rate + 0.05, _LARGEST_MAX_RATE)
-            max_rate = rate
-        if not 0 < max_rate < 1:
-            raise StrategyError(
-                f"A largest removal fraction of {max_rate:g} is not between 0 and 1; give, for "
-                "example, --max-rate 0.7."
-            )
-        space = cls(cost, target, max_rate, round_to)
-        if space.lowest > target + space.tolerance:
-            raise StrategyError(
-                f"No strategy that removes at most {max_rate:g} of each group leaves {target:g} of "
-                f"the FLOPs: the least is {space.lowest:.3f}; give a higher --max-rate or --flops."
-            )
-        return space
+        """Sum the seconds by part over all tries."""
+        return {part: sum(c.seconds.get(part, 0.0) for c in self.candidates) for part in PARTS}
 
     @property
-    def lowest(self) -> float:
-        """The lowest FLOPs ratio of this space."""
-        return self._ratio(np.full(len(self.cost.channels), self.max_rate))
-
-    def kept(self, fractions: NDArray[np.float64]) -> NDArray[np.int64]:
-        """Count the channels kept in each group, [..., G]."""
-        return kept_channels(fractions, self.cost.channels, self.round_to)
-
-    def propose(self, generator: np.random.Generator) -> NDArray[np.float64]:
-        """Draw a strategy as EagleEye does, and move it onto the target.
-
-        Fractions are drawn uniformly from [0, max_rate]. Instead of throwing a strategy away whose
-        FLOPs ratio misses the target, all of its fractions move the same part of their way towards
-        0 or towards max_rate, which keeps their order and their spread.
-
-        Args:
-            generator: where the randomness comes from.
-
-        Returns:
-            Removal fractions, [G].
-
-        Raises:
-            StrategyError: if no draw could be moved onto the target.
-        """
-        for _ in range(_PROPOSALS):
-            drawn = generator.uniform(0.0, self.max_rate, len(self.cost.channels))
-            ratio = self._ratio(drawn)
-            if abs(ratio - self.target) <= self.tolerance:
-                return drawn
-            above = ratio > self.target
-            end = np.full_like(drawn, self.max_rate if above else 0.0)
-            low, high = 0.0, 1.0
-            for _ in range(_BISECTIONS):
-                middle = (low + high) / 2
-                moved = drawn + middle * (end - drawn)
-                ratio = self._ratio(moved)
-                if abs(ratio - self.target) <= self.tolerance:
-                    return moved
-                if (ratio > self.target) == above:
-                    low = middle
-                else:
-                    high = middle
-            if abs(self._ratio(end) - self.target) <= self.tolerance:
-                return end
-        raise StrategyError(
-            f"No strategy was found whose FLOPs ratio lies within {self.tolerance:g} of "
-            f"{self.target:g}; give another --flops, or a lower --round-to."
+    def ties(self) -> int:
+        """How many candidates of the last rung have the best one's score."""
+        return sum(
+            c.rung == self.best.rung and c.feasible and c.score == self.best.score
+            for c in self.candidates
         )
 
-    def _ratio(self, fractions: NDArray[np.float64]) -> float:
-        return float(self.cost.flops_ratio(self.kept(fractions)))
+
+def plan_rungs(candidates: int, calibration: int, scoring: int, factor: int = 1) -> list[Plan]:
+    """Plan successive halving.
+
+    Args:
+        candidates: to try in the first rung.
+        calibration: batches that a full try takes for the batch norm statistics.
+        scoring: batches that a full try takes for the score.
+        factor: one in this many is promoted, to this many times the batches; 1 for one rung of full
+            tries.
+
+    Returns:
+        The rungs. The last one is of full tries. A rung never repeats the batches of the one before
+        it, nor tries fewer than one candidate.
+    """
+    if factor <= 1:
+        return [Plan(candidates, calibration, scoring)]
+    levels = 0
+    while factor**levels < calibration and factor ** (levels + 1) <= candidates:
+        levels += 1
+    plans: list[Plan] = []
+    for level in range(levels + 1):
+        share = factor ** (levels - level)
+        plan = Plan(
+            max(1, candidates // factor**level),
+            max(1, round(calibration / share)),
+            max(1, round(scoring / share)),
+        )
+        # Where one batch is the least, two rungs may come out alike: the first of them is enough.
+        alike = plans and (plan.calibration, plan.scoring) == (
+            plans[-1].calibration,
+            plans[-1].scoring,
+        )
+        if not alike:
+            plans.append(plan)
+    return plans
 
 
 def search(
@@ -225,13 +118,19 @@ def search(
     seed: int,
     calibration: Sequence[Tensor],
     scoring: Sequence[tuple[Tensor, Tensor]],
-    storage: CandidateFile,
-    on_candidate: Callable[[Candidate], None] | None = None,
+    sampler: str = "random",
+    rankings: list[Tensor] | None = None,
+    reduction_factor: int = 1,
+    workers: int = 1,
+    latency: LatencyLimit | None = None,
+    study: Study | None = None,
+    on_candidate: OnCandidate | None = None,
 ) -> SearchResult:
     """Try candidates and take the best.
 
-    A candidate follows from the seed and its number alone, so a search that goes on from its
-    storage tries what an uninterrupted one would have tried.
+    Each proposal follows from the seed, the candidate's number, and what is finished by then. So
+    with one worker the result follows from the seed, interrupted or not; with `random` and
+    `eagleeye` it does with any number of workers.
 
     Args:
         model: the trained unpruned network, on the device, in evaluation mode.
@@ -241,50 +140,211 @@ def search(
         seed: of the proposals.
         calibration: training images for the batch norm statistics, [batch, 3, H, W] each.
         scoring: held-out training images and labels.
-        storage: where candidates are kept; those that it has are not tried again.
+        sampler: one of `capsprune.pruning.samplers.SAMPLERS`.
+        rankings: for each group its channels, those to keep longest first; None for L1 norms.
+        reduction_factor: of successive halving, 1 for none; see `plan_rungs`.
+        workers: processes that try candidates.
+        latency: what a candidate's latency must not pass. It needs one worker.
+        study: where candidates are kept; those that it has are not tried again. None to forget
+            them.
         on_candidate: called after each candidate.
 
     Raises:
         StrategyError: if the target cannot be met.
+        StudyError: if the study cannot be used, or is of another search.
     """
-    rankings = l1_ranking(model, dependencies)
-    for index in range(len(storage.candidates), candidates):
-        clock = _Clock()
-        fractions = space.propose(np.random.default_rng((seed, index)))
-        kept = space.kept(fractions)
-        macs = int(space.cost.macs(kept))
-        clock.lap("other")
-        shrunk = shrink(model, dependencies, rankings, kept)
-        clock.lap("surgery")
-        recalibrate(shrunk, calibration)
-        clock.lap("calibration")
-        result = evaluate(shrunk, scoring, CROSS_ENTROPY)
-        clock.lap("scoring")
-        candidate = Candidate(
-            index=index,
-            fractions=tuple(float(f) for f in fractions),
-            macs=macs,
-            flops_ratio=macs / space.cost.unpruned_macs,
-            score=result.accuracy,
-            loss=result.loss,
-            seconds=clock.seconds,
+    if candidates < 1:
+        raise ValueError("A search needs at least one candidate.")
+    if study is None:
+        with Study.in_memory() as forgotten:
+            return search(
+                model,
+                dependencies,
+                space,
+                candidates=candidates,
+                seed=seed,
+                calibration=calibration,
+                scoring=scoring,
+                sampler=sampler,
+                rankings=rankings,
+                reduction_factor=reduction_factor,
+                workers=workers,
+                latency=latency,
+                study=forgotten,
+                on_candidate=on_candidate,
+            )
+    study.require(
+        {
+            "target": space.describe(),
+            "max_rate": space.max_rate,
+            "round_to": space.round_to,
+            "channels": [int(count) for count in space.cost.channels],
+            "macs": space.cost.unpruned_macs,
+            "sampler": sampler,
+            "seed": seed,
+            "reduction_factor": reduction_factor,
+            "latency_ms": latency.limit_ms if latency else None,
+        }
+    )
+    evaluator = Evaluator(
+        model,
+        dependencies,
+        l1_ranking(model, dependencies) if rankings is None else rankings,
+        calibration,
+        scoring,
+        latency,
+    )
+    proposals = make_sampler(sampler, space, seed)
+    plan = plan_rungs(candidates, len(calibration), len(scoring), reduction_factor)
+    pool: Workers = InProcess(evaluator) if workers == 1 else ProcessWorkers(evaluator, workers)
+    try:
+        return _climb(_Search(space, study, pool, proposals, plan, on_candidate))
+    finally:
+        pool.close()
+
+
+@dataclass
+class _Search:
+    """What the rungs of one search share."""
+
+    space: SearchSpace
+    study: Study
+    pool: Workers
+    sampler: Sampler
+    plan: list[Plan]
+    on_candidate: OnCandidate | None
+    done: int = 0
+
+    @property
+    def total(self) -> int:
+        return sum(rung.candidates for rung in self.plan)
+
+
+def _climb(search: _Search) -> SearchResult:
+    """Try the candidates of one rung after the other."""
+    tried: list[Candidate] = []
+    promoted: list[Candidate] | None = None
+    for number, plan in enumerate(search.plan):
+        wanted = (
+            dict.fromkeys(range(plan.candidates))
+            if promoted is None
+            else {c.index: c for c in sorted(promoted, key=lambda c: c.index)}
         )
-        storage.append(candidate)
-        if on_candidate:
-            on_candidate(candidate)
-        clock.lap("other")
-    tried = storage.candidates[:candidates]
-    return SearchResult(tried, max(tried, key=lambda candidate: candidate.rank))
+        rung = search.study.rung(number)
+        _try_all(search, rung, plan, wanted)
+        finished = rung.finished()
+        results = [finished[index] for index in wanted]
+        tried += results
+        # Ties beyond the loss go to the lower number.
+        order = sorted(results, key=lambda c: (*c.rank, -c.index), reverse=True)
+        feasible = [candidate for candidate in order if candidate.feasible]
+        if not feasible:
+            fastest = min(candidate.latency_ms or 0.0 for candidate in order)
+            raise StrategyError(
+                f"None of {len(order)} candidates meets the limit of latency: the fastest takes "
+                f"{fastest:.3g} ms; give a higher --latency, or a lower --flops."
+            )
+        if number + 1 < len(search.plan):
+            promoted = feasible[: search.plan[number + 1].candidates]
+            # Where few are feasible, the rungs above are smaller than planned.
+            search.plan[number + 1] = replace(search.plan[number + 1], candidates=len(promoted))
+    return SearchResult(tried, feasible[0], search.plan)
 
 
-class _Clock:
-    """Adds up seconds by part."""
+def _try_all(search: _Search, rung: Rung, plan: Plan, wanted: dict[int, Candidate | None]) -> None:
+    """Try what a rung wants and has not; wait for what others are trying.
 
-    def __init__(self) -> None:
-        self.seconds = {"surgery": 0.0, "calibration": 0.0, "scoring": 0.0, "other": 0.0}
-        self._last = time.perf_counter()
+    Args:
+        search: what the rungs share.
+        rung: where the results go.
+        plan: on how much each is tried.
+        wanted: the candidates by number, with what the rung before says of them.
+    """
+    pool, learns = search.pool, rung.number == 0
+    claims: dict[int, Claim] = {}
+    observed: set[int] = set()
+    waiting = [claim for claim in rung.left_over() if claim.index in wanted]
+    overhead = time.perf_counter()  # when the time began that belongs to no candidate yet
 
-    def lap(self, part: str) -> None:
-        now = time.perf_counter()
-        self.seconds[part] += now - self._last
-        self._last = now
+    def observe() -> None:
+        """Show the sampler what is new, whoever finished it."""
+        for index, candidate in rung.finished().items():
+            if index in observed:
+                continue
+            observed.add(index)
+            if learns:
+                fractions = np.array(candidate.fractions)
+                search.sampler.observe(index, fractions, candidate.objective)
+
+    def next_claim() -> Claim | None:
+        if waiting:
+            return waiting.pop(0)
+        observe()
+        taken = rung.taken()
+        for index, before in wanted.items():
+            if index in taken:
+                continue
+            proposed = (
+                tuple(float(f) for f in search.sampler.propose(index))
+                if before is None
+                else before.fractions
+            )
+            if claim := rung.claim(index, proposed, search.space.max_rate):
+                return claim
+        return None
+
+    already = sum(index in wanted for index in rung.finished())
+    search.done += already
+    while True:
+        while pool.busy < pool.count and (claim := next_claim()):
+            claims[claim.index] = claim
+            before = wanted[claim.index]
+            pool.submit(
+                Task(
+                    claim.index,
+                    search.space.kept(np.array(claim.fractions)),
+                    plan.calibration,
+                    plan.scoring,
+                    before.latency_ms if before else None,
+                )
+            )
+        if not pool.busy:
+            if all(index in rung.finished() for index in wanted):
+                break
+            # Others are at work on what is left: theirs to finish, unless they have died.
+            rung.release_dead()
+            time.sleep(_POLL)
+            continue
+        spent = time.perf_counter() - overhead
+        results = pool.collect()
+        overhead = time.perf_counter()
+        for task, outcome in results:
+            claim = claims.pop(task.index)
+            fractions = np.array(claim.fractions)
+            outcome.seconds["other"] += spent / len(results)
+            candidate = _describe(search.space, claim, fractions, rung.number, outcome)
+            rung.finish(claim, candidate)
+            search.done += 1
+            if search.on_candidate:
+                search.on_candidate(candidate, search.done, search.total)
+    observe()
+
+
+def _describe(
+    space: SearchSpace, claim: Claim, fractions: Fractions, rung: int, outcome: Outcome
+) -> Candidate:
+    kept = space.kept(fractions)
+    macs = int(space.cost.macs(kept))
+    return Candidate(
+        index=claim.index,
+        fractions=claim.fractions,
+        macs=macs,
+        flops_ratio=macs / space.cost.unpruned_macs,
+        parameters=int(space.cost.parameters(kept)),
+        score=outcome.score,
+        loss=outcome.loss,
+        rung=rung,
+        latency_ms=outcome.latency_ms,
+        violation=outcome.violation,
+        seconds=outcome.seconds,
+    )

@@ -14,27 +14,6 @@ from capsprune.errors import CheckpointError, ModelError
 from capsprune.pruning.groups import PRUNABLE_LAYERS, Dependencies, is_depthwise
 
 
-def l1_ranking(model: nn.Module, dependencies: Dependencies) -> list[Tensor]:
-    """Rank the channels of each group by the L1 norm of the leader's filters.
-
-    Returns:
-        For each group its channels, [C], those to keep longest first.
-    """
-    rankings = []
-    for group in dependencies.groups:
-        weight = model.get_submodule(group.name).weight
-        assert isinstance(weight, Tensor)
-        owners = dependencies.owners[(group.name, "out")]
-        norm = torch.zeros(group.channels, dtype=torch.float64)
-        norm.index_add_(
-            0,
-            torch.from_numpy(owners.channel),
-            weight.detach().cpu().double().abs().flatten(1).sum(dim=1),
-        )
-        rankings.append(torch.sort(norm, descending=True, stable=True).indices)
-    return rankings
-
-
 @torch.no_grad()
 def shrink(
     model: nn.Module,

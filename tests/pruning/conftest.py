@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from capsprune.backbones.registry import backbone, backbone_arguments, build_backbone
 from capsprune.pruning.cost import CostModel
+from capsprune.pruning.criteria import l1_ranking
 from capsprune.pruning.groups import Dependencies, find_groups
-from capsprune.pruning.shrink import l1_ranking
 
 
 class TinyNet(nn.Module):

@@ -12,7 +12,8 @@ from torch import nn
 
 from capsprune.errors import CheckpointError, ModelError
 from capsprune.pruning.cost import count_macs
-from capsprune.pruning.shrink import l1_ranking, layer_channels, resize_layers, shrink
+from capsprune.pruning.criteria import l1_ranking
+from capsprune.pruning.shrink import layer_channels, resize_layers, shrink
 
 
 def shrunk_by(prunable, kept):

@@ -1,0 +1,200 @@
+"""Which channels of a group go first: criteria that score channels.
+
+A criterion is a callable that takes a `Scoring` and returns one score for each channel of each
+group; the lowest go first. A new one is one more function, and its name in `CRITERIA`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from capsprune.errors import StrategyError, unknown_name
+from capsprune.pruning.groups import Dependencies
+
+#: Images with labels, normalised: [batch, 3, H, W] and [batch].
+Batches = Sequence[tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """What a criterion may look at."""
+
+    #: The unpruned network, in evaluation mode. A criterion leaves it as it is.
+    model: nn.Module
+    dependencies: Dependencies
+    #: Training images; empty where the criterion does not ask for them.
+    batches: Batches = ()
+    seed: int = 0
+
+    def leader_weight(self, index: int) -> Tensor:
+        """Give the filters of a group's leader, [positions, ...]."""
+        weight = self.model.get_submodule(self.dependencies.groups[index].name).weight
+        assert isinstance(weight, Tensor)
+        return weight
+
+    def by_channel(self, index: int, layer: str, values: Tensor) -> Tensor:
+        """Sum what belongs to the positions of a layer's output over each channel of a group.
+
+        Args:
+            index: of the group.
+            layer: name of a layer whose outputs the group owns, if not all of them.
+            values: one for each output position of the layer, [positions].
+
+        Returns:
+            Sums in double precision on the CPU, [C].
+        """
+        group = self.dependencies.groups[index]
+        owners = self.dependencies.owners[(layer, "out")]
+        mine = torch.from_numpy(owners.group == index)
+        sums = torch.zeros(group.channels, dtype=torch.float64)
+        channels = torch.from_numpy(owners.channel)[mine]
+        return sums.index_add_(0, channels, values.detach().cpu().double()[mine])
+
+
+#: One score for each channel of each group, [C] each.
+Criterion = Callable[[Scoring], list[Tensor]]
+
+
+def l1(scoring: Scoring) -> list[Tensor]:
+    """Sum of magnitudes of the leader's filters.
+
+    Source: Li et al., "Pruning Filters for Efficient ConvNets", ICLR 2017; EagleEye's choice.
+    """
+    return _of_filters(scoring, lambda weight: weight.abs().flatten(1).sum(dim=1))
+
+
+def l2(scoring: Scoring) -> list[Tensor]:
+    """Euclidean norm of the leader's filters."""
+    squares = _of_filters(scoring, lambda weight: weight.square().flatten(1).sum(dim=1))
+    return [square.sqrt() for square in squares]
+
+
+def bn_scale(scoring: Scoring) -> list[Tensor]:
+    """Magnitude of the batch norm's scale, averaged over the batch norms that a group owns.
+
+    Source: Liu et al., "Learning Efficient Convolutional Networks through Network Slimming", ICCV
+    2017.
+
+    Raises:
+        StrategyError: if a group has no batch norm.
+    """
+    sums = [torch.zeros(g.channels, dtype=torch.float64) for g in scoring.dependencies.groups]
+    counts = [0] * len(sums)
+    for layer, axis in scoring.dependencies.owners:
+        norm = scoring.model.get_submodule(layer)
+        if axis != "out" or not isinstance(norm, nn.BatchNorm2d) or norm.weight is None:
+            continue
+        owned = scoring.dependencies.owners[(layer, "out")].group
+        for index in sorted({int(group) for group in owned if group >= 0}):
+            sums[index] += scoring.by_channel(index, layer, norm.weight.abs())
+            counts[index] += 1
+    for group, count in zip(scoring.dependencies.groups, counts, strict=True):
+        if not count:
+            raise StrategyError(
+                f"Group '{group.name}' has no batch norm whose scale could rank its channels; give "
+                "--criterion l1."
+            )
+    return [total / count for total, count in zip(sums, counts, strict=True)]
+
+
+def taylor(scoring: Scoring) -> list[Tensor]:
+    """First-order estimate of how much the loss changes without a channel.
+
+    It is the square of the sum of weight times gradient over the leader's filter, averaged over
+    batches. Source: Molchanov et al., "Importance Estimation for Neural Network Pruning", CVPR
+    2019, equation 8.
+    """
+    groups = range(len(scoring.dependencies.groups))
+    weights = [scoring.leader_weight(index) for index in groups]
+    scores = [torch.zeros(g.channels, dtype=torch.float64) for g in scoring.dependencies.groups]
+    required = [weight.requires_grad for weight in weights]
+    was_training = scoring.model.training
+    scoring.model.eval()
+    try:
+        for weight in weights:
+            weight.requires_grad_(True)
+        for images, labels in scoring.batches:
+            with torch.enable_grad():
+                loss = functional.cross_entropy(scoring.model(images), labels)
+                gradients = torch.autograd.grad(loss, weights)
+            for index, (weight, gradient) in enumerate(zip(weights, gradients, strict=True)):
+                change = (weight.detach() * gradient).flatten(1).sum(dim=1)
+                name = scoring.dependencies.groups[index].name
+                scores[index] += scoring.by_channel(index, name, change).square()
+    finally:
+        for weight, flag in zip(weights, required, strict=True):
+            weight.requires_grad_(flag)
+        scoring.model.train(was_training)
+    return [score / max(1, len(scoring.batches)) for score in scores]
+
+
+def random(scoring: Scoring) -> list[Tensor]:
+    """No criterion at all: what the others must beat."""
+    generator = torch.Generator().manual_seed(scoring.seed)
+    return [
+        torch.rand(group.channels, dtype=torch.float64, generator=generator)
+        for group in scoring.dependencies.groups
+    ]
+
+
+#: By the name that `--criterion` takes.
+CRITERIA: dict[str, Criterion] = {
+    "l1": l1,
+    "l2": l2,
+    "bn-scale": bn_scale,
+    "taylor": taylor,
+    "random": random,
+}
+
+
+def rank_channels(
+    model: nn.Module,
+    dependencies: Dependencies,
+    criterion: str | Criterion = "l1",
+    batches: Batches = (),
+    seed: int = 0,
+) -> list[Tensor]:
+    """Rank the channels of each group.
+
+    Args:
+        model: the unpruned network, which is left as it is.
+        dependencies: its groups.
+        criterion: one of `CRITERIA` by name, or a callable.
+        batches: training images and labels, on the model's device; only `taylor` needs them.
+        seed: of `random`.
+
+    Returns:
+        For each group its channels, [C], those to keep longest first. Equal scores keep the
+        network's order.
+
+    Raises:
+        StrategyError: if there is no such criterion, or it cannot be had of this network.
+        ValueError: if `taylor` is given no batches.
+    """
+    if isinstance(criterion, str):
+        if criterion not in CRITERIA:
+            raise StrategyError(unknown_name("criterion", criterion, CRITERIA))
+        criterion = CRITERIA[criterion]
+    if criterion is taylor and not batches:
+        raise ValueError("The Taylor criterion needs batches to compute gradients on.")
+    scores = criterion(Scoring(model, dependencies, batches, seed))
+    return [torch.sort(score, descending=True, stable=True).indices for score in scores]
+
+
+def l1_ranking(model: nn.Module, dependencies: Dependencies) -> list[Tensor]:
+    """Rank the channels of each group by the L1 norm of the leader's filters, as EagleEye does."""
+    return rank_channels(model, dependencies, l1)
+
+
+def _of_filters(scoring: Scoring, measure: Callable[[Tensor], Tensor]) -> list[Tensor]:
+    return [
+        scoring.by_channel(
+            index, group.name, measure(scoring.leader_weight(index).detach().double())
+        )
+        for index, group in enumerate(scoring.dependencies.groups)
+    ]

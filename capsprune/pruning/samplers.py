@@ -1,0 +1,176 @@
+"""Samplers: each proposes strategies on the target, and some learn from the scores.
+
+`random` and `eagleeye` know nothing of what came before. The others are Optuna's. They propose
+anywhere in [0, max_rate]^G; the proposal is projected onto the target (`SearchSpace.project`), and
+what they learn from is the strategy that was really scored, not the one that they proposed: an
+estimator of densities (TPE) or a covariance (CMA-ES) would otherwise be fitted to points that were
+never looked at. CMA-ES calls this the injection of solutions; it holds as long as the projection is
+a small step, which it becomes once its mean lies near the target.
+
+Every proposal follows from the seed, the candidate's number, and the candidates that are finished,
+in the order in which they finished. Nothing else is remembered: a search that goes on shows its
+sampler the stored candidates again and is where it was.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Literal, Protocol, get_args
+
+import numpy as np
+
+from capsprune.errors import StrategyError, unknown_name
+from capsprune.pruning.space import Fractions, SearchSpace
+
+if TYPE_CHECKING:
+    import optuna
+
+SamplerName = Literal["eagleeye", "random", "tpe", "cmaes", "evolution"]
+
+SAMPLERS: tuple[str, ...] = get_args(SamplerName)
+
+#: Candidates of a generation of `evolution`: small, as a search tries hundreds, not 10,000s.
+_POPULATION = 20
+#: Candidates that TPE draws at random before it learns.
+_STARTUP = 10
+
+
+class Sampler(Protocol):
+    """Proposes strategies."""
+
+    def propose(self, index: int) -> Fractions:
+        """Propose a strategy on the target for the candidate of this number, [G]."""
+
+    def observe(self, index: int, fractions: Fractions, objective: float) -> None:
+        """Learn how a strategy did.
+
+        Args:
+            index: number of the candidate.
+            fractions: what was scored, [G].
+            objective: the larger the better.
+        """
+
+
+class BlindSampler:
+    """EagleEye's: uniform draws, thrown away until one lies on the target."""
+
+    def __init__(self, space: SearchSpace, seed: int) -> None:
+        """Make one for a space."""
+        self._space, self._seed = space, seed
+
+    def propose(self, index: int) -> Fractions:
+        """Draw blindly; raises StrategyError if that does not lead to the target."""
+        return self._space.reject(np.random.default_rng((self._seed, index)))
+
+    def observe(self, index: int, fractions: Fractions, objective: float) -> None:
+        """Learn nothing."""
+
+
+class RandomSampler(BlindSampler):
+    """EagleEye's distribution, or as near to it as a target allows that blind draws miss."""
+
+    def propose(self, index: int) -> Fractions:
+        """Draw from the space."""
+        return self._space.propose(np.random.default_rng((self._seed, index)))
+
+
+class OptunaSampler:
+    """A sampler of Optuna, in a study in memory that holds what was scored."""
+
+    def __init__(self, name: SamplerName, space: SearchSpace, seed: int) -> None:
+        """Make one.
+
+        Args:
+            name: "tpe", "cmaes" or "evolution".
+            space: what proposals are projected onto.
+            seed: of all proposals.
+        """
+        optuna = quiet_optuna()
+        self._name, self._space, self._seed = name, space, seed
+        self._ranges = {
+            _parameter(group): optuna.distributions.FloatDistribution(0.0, space.max_rate)
+            for group in range(space.groups)
+        }
+        self._study = optuna.create_study(
+            direction="maximize", sampler=self._make(0), pruner=optuna.pruners.NopPruner()
+        )
+        self._asked: dict[int, optuna.Trial] = {}
+
+    def propose(self, index: int) -> Fractions:
+        """Ask Optuna, and move what it says onto the target."""
+        trial = self._ask(index)
+        drawn = np.array([trial.params[name] for name in self._ranges])
+        return self._space.project(drawn, np.random.default_rng((self._seed, index)))
+
+    def observe(self, index: int, fractions: Fractions, objective: float) -> None:
+        """Put what was scored in the place of what was proposed."""
+        optuna = quiet_optuna()
+        # A candidate of another process, or of before an interruption, was never asked for here.
+        asked = self._asked.pop(index, None) or self._ask(index, keep=False)
+        # What the sampler noted with its proposal (generations, the state of CMA-ES) stays valid.
+        notes = self._study.get_trials(deepcopy=False)[asked.number].system_attrs
+        self._study.tell(asked, state=optuna.trial.TrialState.FAIL)
+        clipped = np.clip(fractions, 0.0, self._space.max_rate)
+        self._study.add_trial(
+            optuna.trial.create_trial(
+                params=dict(zip(self._ranges, map(float, clipped), strict=True)),
+                distributions=self._ranges,
+                value=objective,
+                system_attrs=dict(notes),
+            )
+        )
+
+    def _ask(self, index: int, keep: bool = True) -> optuna.Trial:
+        self._study.sampler = self._make(index)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            trial = self._study.ask(dict(self._ranges))
+        if keep:
+            self._asked[index] = trial
+        return trial
+
+    def _make(self, index: int) -> optuna.samplers.BaseSampler:
+        """Make the sampler for one proposal: its randomness follows from the seed and number."""
+        optuna = quiet_optuna()
+        seed = int(np.random.SeedSequence((self._seed, index)).generate_state(1)[0]) % 2**31
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if self._name == "tpe":
+                return optuna.samplers.TPESampler(
+                    seed=seed, multivariate=True, constant_liar=True, n_startup_trials=_STARTUP
+                )
+            if self._name == "cmaes":
+                return optuna.samplers.CmaEsSampler(seed=seed, warn_independent_sampling=False)
+            return optuna.samplers.NSGAIISampler(seed=seed, population_size=_POPULATION)
+
+
+def make_sampler(name: str, space: SearchSpace, seed: int) -> Sampler:
+    """Make a sampler by its name.
+
+    Args:
+        name: one of `SAMPLERS`.
+        space: where proposals must lie.
+        seed: of all proposals.
+
+    Raises:
+        StrategyError: if there is no such sampler.
+    """
+    if name == "eagleeye":
+        return BlindSampler(space, seed)
+    if name == "random":
+        return RandomSampler(space, seed)
+    if name not in SAMPLERS:
+        raise StrategyError(unknown_name("sampler", name, SAMPLERS))
+    return OptunaSampler(name, space, seed)  # type: ignore[arg-type]
+
+
+def quiet_optuna():  # type: ignore[no-untyped-def]
+    """Import Optuna, which is too slow to load for what needs it not, and silence its log."""
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    return optuna
+
+
+def _parameter(group: int) -> str:
+    return f"group{group:03d}"
