@@ -47,6 +47,7 @@ ModelName = Annotated[str, AfterValidator(_model_name)]
 DataName = Annotated[str, AfterValidator(_data_name)]
 PositiveInt = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
+Ratio = Annotated[float, Field(gt=0, lt=1)]
 
 Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]
 
@@ -120,18 +121,55 @@ class PruneOptions(Options):
     image_size: PositiveInt | None = Field(
         None, description="Pixels a side, likewise. [default: the baseline's, else by data set]"
     )
-    flops: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.5, description="FLOPs (multiply-accumulates) that remain, as a part of the unpruned."
+    flops: Ratio | None = Field(
+        None,
+        description="FLOPs (multiply-accumulates) that remain, as a part of the unpruned. "
+        "[default: 0.5 where no other size is given]",
+    )
+    params: Ratio | None = Field(
+        None,
+        description="Parameters that remain, likewise. With --flops, neither is passed and one of "
+        "them is met.",
+    )
+    primary_caps: PositiveInt | None = Field(
+        None, description="Primary capsules that the pruned trunk will have: S / D1, rounded down."
+    )
+    d1: PrimarySize = 8
+    latency: PositiveFloat | None = Field(
+        None,
+        description="Most milliseconds for one image, measured on this machine in ONNX Runtime.",
     )
     candidates: PositiveInt = Field(40, description="Strategies to try.")
-    max_rate: Annotated[float, Field(gt=0, lt=1)] | None = Field(
-        None, description="Most of a group that a strategy removes. [default: by --flops]"
+    sampler: Literal["eagleeye", "random", "tpe", "cmaes", "evolution"] = Field(
+        "random",
+        description="Who proposes strategies: eagleeye (blind draws), random (blind draws, moved "
+        "onto the target where they miss it), or tpe, cmaes, evolution, which learn from scores.",
+    )
+    reduction_factor: PositiveInt | None = Field(
+        None,
+        description="Successive halving: try all candidates on few batches, then the best one in "
+        "this many on that many times as many, and so on; 1 tries each in full. [default: 4 from "
+        "100 candidates on, else 1]",
+    )
+    criterion: Literal["l1", "l2", "bn-scale", "taylor", "random"] | None = Field(
+        None,
+        description="Which channels of a group go first: l1, l2, bn-scale, taylor or random. "
+        "[default: the strategy's, else l1]",
+    )
+    max_rate: Ratio | None = Field(
+        None, description="Most of a group that a strategy removes. [default: by the target]"
     )
     round_to: PositiveInt = Field(
         1, description="Keep channels in multiples of this; 8 suits most processors."
     )
     bn_batches: PositiveInt = Field(
         20, description="Training batches from which a candidate's BN statistics are recomputed."
+    )
+    workers: PositiveInt = Field(1, description="Processes that try candidates.")
+    storage: str | None = Field(
+        None,
+        description="Database for the candidates, such as postgresql://user@host/database, on "
+        "which several machines work with copies of this run. [default: a file in the run]",
     )
     strategy: Path | None = Field(
         None, description="Apply this strategy.json instead of searching."

@@ -179,7 +179,7 @@ class _Exported(nn.Module):
 def _translate(exported: _Exported, image_size: int, opset: int) -> onnx.ModelProto:
     """Let PyTorch write the model; it keeps the routing as one node of our domain."""
     try:
-        with _quiet(), torch.no_grad():
+        with quiet_export(), torch.no_grad():
             program = torch.onnx.export(
                 exported,
                 (torch.zeros(2, 3, image_size, image_size),),
@@ -311,7 +311,7 @@ def _first_line(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_export() -> Iterator[None]:
     """Silence PyTorch's exporter, which prints, warns and logs about its own progress."""
     disabled = logging.root.manager.disable
     logging.disable(max(disabled, logging.WARNING))

@@ -17,9 +17,10 @@ from capsprune.recipe import Options
 from capsprune.run import StageName, StageRecord
 from capsprune.training.fit import History
 
-#: Options that only say where something lies: a stage that was interrupted goes on, and one that is
-#: finished stays, whatever they are.
-_NOT_COMPARED = frozenset({"data_root", "output"})
+#: Options that only say where something lies, or who does the work: a stage that was interrupted
+#: goes on, and one that is finished stays, whatever they are. They are not written down either: the
+#: URL of a storage may hold a password.
+_NOT_COMPARED = frozenset({"data_root", "output", "storage", "workers"})
 
 
 @dataclass

@@ -23,7 +23,8 @@ from capsprune.errors import StrategyError, unknown_name
 from capsprune.pruning.space import Fractions, SearchSpace
 
 if TYPE_CHECKING:
-    import optuna
+    from optuna.samplers import BaseSampler
+    from optuna.trial import Trial
 
 SamplerName = Literal["eagleeye", "random", "tpe", "cmaes", "evolution"]
 
@@ -94,7 +95,7 @@ class OptunaSampler:
         self._study = optuna.create_study(
             direction="maximize", sampler=self._make(0), pruner=optuna.pruners.NopPruner()
         )
-        self._asked: dict[int, optuna.Trial] = {}
+        self._asked: dict[int, Trial] = {}
 
     def propose(self, index: int) -> Fractions:
         """Ask Optuna, and move what it says onto the target."""
@@ -109,7 +110,7 @@ class OptunaSampler:
         asked = self._asked.pop(index, None) or self._ask(index, keep=False)
         # What the sampler noted with its proposal (generations, the state of CMA-ES) stays valid.
         notes = self._study.get_trials(deepcopy=False)[asked.number].system_attrs
-        self._study.tell(asked, state=optuna.trial.TrialState.FAIL)
+        self._study.tell(asked, state=TrialState.FAIL)
         clipped = np.clip(fractions, 0.0, self._space.max_rate)
         self._study.add_trial(
             optuna.trial.create_trial(
@@ -120,7 +121,7 @@ class OptunaSampler:
             )
         )
 
-    def _ask(self, index: int, keep: bool = True) -> optuna.Trial:
+    def _ask(self, index: int, keep: bool = True) -> Trial:
         self._study.sampler = self._make(index)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -129,7 +130,7 @@ class OptunaSampler:
             self._asked[index] = trial
         return trial
 
-    def _make(self, index: int) -> optuna.samplers.BaseSampler:
+    def _make(self, index: int) -> BaseSampler:
         """Make the sampler for one proposal: its randomness follows from the seed and number."""
         optuna = quiet_optuna()
         seed = int(np.random.SeedSequence((self._seed, index)).generate_state(1)[0]) % 2**31

@@ -225,7 +225,7 @@ def _climb(search: _Search) -> SearchResult:
     tried: list[Candidate] = []
     promoted: list[Candidate] | None = None
     for number, plan in enumerate(search.plan):
-        wanted = (
+        wanted: dict[int, Candidate | None] = (
             dict.fromkeys(range(plan.candidates))
             if promoted is None
             else {c.index: c for c in sorted(promoted, key=lambda c: c.index)}

@@ -24,6 +24,8 @@ class Strategy:
     fractions: dict[str, float]
     #: Channels are kept in multiples of this.
     round_to: int = 1
+    #: Which channels of a group go first, of `capsprune.pruning.criteria.CRITERIA`.
+    criterion: str = "l1"
 
     def array(self, dependencies: Dependencies) -> NDArray[np.float64]:
         """Give the fractions in the order of the groups, [G].
@@ -57,6 +59,7 @@ class Strategy:
             "model": self.model,
             "flops": self.flops,
             "round_to": self.round_to,
+            "criterion": self.criterion,
             "fractions_removed": self.fractions,
         }
 
@@ -120,9 +123,13 @@ def read_strategy(path: Path, model: str) -> Strategy:
     round_to = content.get("round_to", 1)
     if not isinstance(round_to, int) or round_to < 1:
         raise StrategyError(f"{path} rounds to {round_to!r} channels; give 1 or more.")
+    criterion = content.get("criterion", "l1")
+    if not isinstance(criterion, str):
+        raise StrategyError(f"{path} has the criterion {criterion!r}; give a name, such as l1.")
     return Strategy(
         model=model,
         flops=float(content["flops"]),
         round_to=round_to,
+        criterion=criterion,
         fractions={name: float(value) for name, value in fractions.items()},
     )

@@ -1,0 +1,354 @@
+"""The search inside the stage `prune`: its target, its data, its study, and what it says."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import uuid
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from capsprune.backbones.registry import backbone
+from capsprune.backbones.trunk import trunk_of, trunk_output
+from capsprune.data.sources import DataSplits
+from capsprune.errors import StrategyError
+from capsprune.files import write_text
+from capsprune.pipeline.session import Session
+from capsprune.pipeline.stage import Stage
+from capsprune.pruning.candidate import Candidate
+from capsprune.pruning.cost import CostModel
+from capsprune.pruning.criteria import l1_ranking
+from capsprune.pruning.evaluation import LatencyLimit
+from capsprune.pruning.groups import PRUNABLE_LAYERS, Dependencies
+from capsprune.pruning.search import SearchResult, search
+from capsprune.pruning.shrink import shrink
+from capsprune.pruning.space import Bottleneck, SearchSpace
+from capsprune.pruning.study import Study
+from capsprune.recipe import PruneOptions
+
+#: Held-out training images that score a candidate, at most.
+_SCORING_IMAGES = 2000
+#: From so many candidates on, successive halving is the default, with this reduction factor.
+_MANY, _REDUCTION_FACTOR = 100, 4
+#: What remains of the FLOPs where no size is given.
+_DEFAULT_FLOPS = 0.5
+#: Steps of the search for the FLOPs that a latency allows: it is found to within 1 %.
+_LATENCY_STEPS = 6
+_MEASURED = "latency.json"
+#: Options that change nothing before the fine-tuning: searches that differ by them alone are one.
+_AFTER_THE_SEARCH = frozenset({"epochs", "lr"})
+
+
+@dataclass(frozen=True)
+class SearchData:
+    """Images that stay in memory, on the device."""
+
+    #: Training images with labels, for the batch norm statistics and the Taylor criterion.
+    labelled: list[tuple[Tensor, Tensor]]
+    #: Held-out training images with labels, for the score.
+    scoring: list[tuple[Tensor, Tensor]]
+
+    @property
+    def calibration(self) -> list[Tensor]:
+        """The training images alone."""
+        return [images for images, _ in self.labelled]
+
+
+def check_options(options: PruneOptions) -> PruneOptions:
+    """Fill in what follows from other options.
+
+    Raises:
+        StrategyError: if two options exclude each other.
+    """
+    if options.latency is not None and options.workers > 1:
+        raise StrategyError(
+            "--latency is measured while nothing else computes, so one candidate at a time; give "
+            "--workers 1."
+        )
+    if options.strategy is not None:
+        return options
+    sizes = (options.flops, options.params, options.primary_caps, options.latency)
+    if options.sampler == "eagleeye" and options.primary_caps is not None:
+        raise StrategyError(
+            "Blind draws as good as never have a given number of primary capsules; give --sampler "
+            "random with --primary-caps."
+        )
+    factor = options.reduction_factor
+    if factor is None:
+        factor = _REDUCTION_FACTOR if options.candidates >= _MANY else 1
+    flops = _DEFAULT_FLOPS if all(size is None for size in sizes) else options.flops
+    return options.model_copy(update={"flops": flops, "reduction_factor": factor})
+
+
+def search_space(
+    options: PruneOptions,
+    session: Session,
+    model: nn.Module,
+    name: str,
+    image_size: int,
+    dependencies: Dependencies,
+    cost: CostModel,
+) -> SearchSpace:
+    """Make the space of strategies that have the size asked for.
+
+    Where a latency is the only size, the FLOPs that it allows are measured on strategies that
+    remove the same fraction of every group.
+
+    Raises:
+        StrategyError: if the target is out of reach.
+    """
+    bottleneck = None
+    if options.primary_caps is not None:
+        bottleneck = bottleneck_of(name, model, dependencies, image_size, options.d1)
+    flops = options.flops
+    if options.latency is not None:
+        fastest = _check_latency(options, session, model, image_size, dependencies, cost)
+        if options.params is None and flops is None and options.primary_caps is None:
+            flops = read_measured_flops(session.run.work("pruned"), options) or _flops_within(
+                options.latency, session, model, image_size, dependencies, cost, fastest
+            )
+    return SearchSpace.around(
+        cost,
+        flops,
+        options.max_rate,
+        options.round_to,
+        params=options.params,
+        primary_caps=options.primary_caps,
+        bottleneck=bottleneck,
+    )
+
+
+def write_measured_flops(work: Path, options: PruneOptions, space: SearchSpace) -> None:
+    """Note which FLOPs a latency allows: a search that goes on would measure something else."""
+    if options.latency is not None:
+        noted = {"latency": options.latency, "flops": space.flops}
+        write_text(work / _MEASURED, json.dumps(noted))
+
+
+def read_measured_flops(work: Path, options: PruneOptions) -> float | None:
+    """Read what an interrupted search for the same latency noted."""
+    try:
+        noted = json.loads((work / _MEASURED).read_text())
+    except (OSError, ValueError):
+        return None
+    return noted["flops"] if noted["latency"] == options.latency else None
+
+
+def bottleneck_of(
+    name: str, model: nn.Module, dependencies: Dependencies, image_size: int, d1: int
+) -> Bottleneck:
+    """Find how the trunk's output channels follow from the channels kept in each group.
+
+    They are what the first layer behind the trunk takes in, once for each position that a flatten
+    leaves.
+
+    Raises:
+        StrategyError: if the trunk has fewer channels than a capsule has values.
+    """
+    channels, _ = trunk_output(trunk_of(name, model), image_size)
+    if channels < d1:
+        raise StrategyError(
+            f"The trunk of {name} has {channels} channels, fewer than the {d1} values of a primary "
+            "capsule; give a lower --d1."
+        )
+    trunk = backbone(name).trunk_children
+    behind, layer = next(
+        (layer_name, layer)
+        for layer_name, layer in model.named_modules()
+        if isinstance(layer, (nn.Linear, nn.Conv2d))
+        and not any(layer_name == child or layer_name.startswith(f"{child}.") for child in trunk)
+    )
+    assert isinstance(layer, PRUNABLE_LAYERS)
+    inputs = layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels
+    repeats = inputs // channels
+    owners = dependencies.owners.get((behind, "in"))
+    per_channel = np.zeros(len(dependencies.groups), dtype=np.int64)
+    fixed = channels
+    if owners is not None:
+        for index, count in Counter(owners.group.tolist()).items():
+            if index >= 0:
+                per_channel[index] = count // (dependencies.groups[index].channels * repeats)
+        fixed = int(np.count_nonzero(owners.group < 0)) // repeats
+    return Bottleneck(per_channel, fixed, d1)
+
+
+def load_batches(
+    session: Session, splits: DataSplits, image_size: int, count: int, batch_size: int
+) -> SearchData:
+    """Prepare the images of a search once, on the device.
+
+    Args:
+        session: of the command.
+        splits: the run's data.
+        image_size: pixels a side.
+        count: batches for the batch norm statistics, of training images shuffled by the seed.
+        batch_size: images in each of them.
+    """
+    order = torch.randperm(
+        len(splits.train), generator=torch.Generator().manual_seed(session.run.seed)
+    )
+    chosen = splits.train.select(order[: count * batch_size].tolist())
+    batches = list(session.batches(chosen, image_size, batch_size))
+    scored = splits.validation.select(range(min(_SCORING_IMAGES, len(splits.validation))))
+    return SearchData(
+        # A single image left over cannot be normalised where the feature map is one position.
+        [(images, labels) for images, labels in batches if len(images) > 1],
+        list(session.batches(scored, image_size)),
+    )
+
+
+def find_strategy(
+    options: PruneOptions,
+    session: Session,
+    stage: Stage,
+    work: Path,
+    model: nn.Module,
+    image_size: int,
+    dependencies: Dependencies,
+    space: SearchSpace,
+    rankings: list[Tensor],
+    data: SearchData,
+) -> SearchResult:
+    """Search, showing a bar, and say what was found and where the time went."""
+    progress = session.progress
+    assert options.reduction_factor is not None
+    latency = None
+    if options.latency is not None:
+        latency = LatencyLimit(options.latency, lambda network: _latency(network, image_size))
+    with _open_study(options, session, stage, work) as study:
+        before = study.rung(0).finished()
+        if before:
+            progress.say(f"The search goes on after {len(before)} candidates")
+        best: Candidate | None = max(before.values(), key=lambda c: c.rank, default=None)
+        with progress.bar("Candidates") as bar:
+
+            def show(candidate: Candidate, done: int, total: int) -> None:
+                nonlocal best
+                if best is None or candidate.rank > best.rank:
+                    best = candidate
+                note = f"best {best.score:.2%}" if best.feasible else "none within --latency yet"
+                bar(done, total, f"rung {best.rung + 1}, {note}" if best.rung else note)
+
+            found = search(
+                model,
+                dependencies,
+                space,
+                candidates=options.candidates,
+                seed=session.run.seed,
+                calibration=data.calibration,
+                scoring=data.scoring,
+                sampler=options.sampler,
+                rankings=rankings,
+                reduction_factor=options.reduction_factor,
+                workers=options.workers,
+                latency=latency,
+                study=study,
+                on_candidate=show,
+            )
+    _tell(session, found)
+    return found
+
+
+def _tell(session: Session, found: SearchResult) -> None:
+    progress, best = session.progress, found.best
+    rungs = [str(rung.candidates) for rung in found.plan]
+    how = f" (rungs of {', '.join(rungs)})" if len(rungs) > 1 else ""
+    progress.say(
+        f"Best of {rungs[0]} candidates{how}: {best.score:.2%} on held-out training images"
+        + (f" ({found.ties} equal, told apart by their loss)" if found.ties > 1 else "")
+        + (f", {best.latency_ms:.3g} ms" if best.latency_ms is not None else "")
+    )
+    too_slow = sum(not candidate.feasible for candidate in found.candidates)
+    if too_slow:
+        progress.say(f"{too_slow} candidates were slower than --latency and are left out")
+    seconds = found.seconds()
+    total = sum(seconds.values())
+    parts = ", ".join(f"{part} {value / total:.1%}" for part, value in seconds.items() if value)
+    progress.detail(f"A candidate took {total / len(found.candidates):.2f} s: {parts}")
+
+
+def _open_study(options: PruneOptions, session: Session, stage: Stage, work: Path) -> Study:
+    if options.storage is None:
+        return Study.local(work / "study.db")
+    # Whoever asks for the same of the same baseline works on the same study.
+    asked = {key: value for key, value in stage.asked.items() if key not in _AFTER_THE_SEARCH}
+    identity = json.dumps([asked, stage.parent, session.run.seed], sort_keys=True)
+    name = f"capsprune-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
+    owner = work / "owner.txt"
+    if not owner.is_file():
+        write_text(owner, uuid.uuid4().hex)
+    return Study(options.storage, name, owner=owner.read_text().strip())
+
+
+def _latency(network: nn.Module, image_size: int) -> float:
+    from capsprune.runtime.latency import network_latency
+
+    return network_latency(network, image_size)
+
+
+def _check_latency(
+    options: PruneOptions,
+    session: Session,
+    model: nn.Module,
+    image_size: int,
+    dependencies: Dependencies,
+    cost: CostModel,
+) -> float:
+    """Give the removal fraction of the fastest network there can be, checking that it is in time.
+
+    Raises:
+        StrategyError: if even that network is too slow.
+    """
+    assert options.latency is not None
+    space = SearchSpace.around(cost, None, options.max_rate or 0.95, options.round_to)
+    fastest = _uniform_latency(model, image_size, dependencies, space, space.max_rate)
+    if fastest > options.latency:
+        raise StrategyError(
+            f"Even the strategy that removes {space.max_rate:g} of every group takes "
+            f"{fastest:.3g} ms here, longer than {options.latency:g}; give a higher --latency or "
+            "--max-rate."
+        )
+    session.progress.detail(f"The smallest network takes {fastest:.3g} ms for an image")
+    return space.max_rate
+
+
+def _flops_within(
+    limit_ms: float,
+    session: Session,
+    model: nn.Module,
+    image_size: int,
+    dependencies: Dependencies,
+    cost: CostModel,
+    max_rate: float,
+) -> float:
+    """Find the FLOPs ratio at which uniform strategies take as long as allowed."""
+    space = SearchSpace(cost, None, max_rate)
+    low, high = 0.0, max_rate
+    for _ in range(_LATENCY_STEPS):
+        middle = (low + high) / 2
+        if _uniform_latency(model, image_size, dependencies, space, middle) <= limit_ms:
+            high = middle
+        else:
+            low = middle
+    ratio = float(cost.flops_ratio(space.kept(np.full(space.groups, high))))
+    # Rounded, so that a search that goes on after an interruption has the same target.
+    ratio = min(max(round(ratio, 2), 0.01), 0.99)
+    session.progress.say(f"{limit_ms:g} ms allow about {ratio:g} of the FLOPs here")
+    return ratio
+
+
+def _uniform_latency(
+    model: nn.Module,
+    image_size: int,
+    dependencies: Dependencies,
+    space: SearchSpace,
+    fraction: float,
+) -> float:
+    kept = space.kept(np.full(space.groups, fraction))
+    rankings = l1_ranking(model, dependencies)
+    return _latency(shrink(model, dependencies, rankings, kept), image_size)
