@@ -15,7 +15,7 @@ sampler the stored candidates again and is where it was.
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 import numpy as np
 
@@ -106,18 +106,23 @@ class OptunaSampler:
     def observe(self, index: int, fractions: Fractions, objective: float) -> None:
         """Put what was scored in the place of what was proposed."""
         optuna = quiet_optuna()
-        # A candidate of another process, or of before an interruption, was never asked for here.
-        asked = self._asked.pop(index, None) or self._ask(index, keep=False)
-        # What the sampler noted with its proposal (generations, the state of CMA-ES) stays valid.
-        notes = self._study.get_trials(deepcopy=False)[asked.number].system_attrs
-        self._study.tell(asked, state=TrialState.FAIL)
+        asked = self._asked.pop(index, None)
+        if asked is None and self._name != "tpe":
+            # A candidate of another process, or of before an interruption, was never asked for
+            # here. CMA-ES and evolution count generations as they propose; TPE needs no such thing.
+            asked = self._ask(index, keep=False)
+        notes: dict[str, Any] = {}
+        if asked is not None:
+            # What the sampler noted with its proposal stays valid: its generation and state.
+            notes = self._study.get_trials(deepcopy=False)[asked.number].system_attrs
+            self._study.tell(asked, state=optuna.trial.TrialState.FAIL)
         clipped = np.clip(fractions, 0.0, self._space.max_rate)
         self._study.add_trial(
             optuna.trial.create_trial(
                 params=dict(zip(self._ranges, map(float, clipped), strict=True)),
                 distributions=self._ranges,
                 value=objective,
-                system_attrs=dict(notes),
+                system_attrs=notes,
             )
         )
 
