@@ -12,7 +12,9 @@ from __future__ import annotations
 import contextlib
 import json
 import threading
+import time
 import uuid
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 #: Seconds between two signs of life, and until a process that gives none counts as dead.
 HEARTBEAT = 20
 GRACE = 90
+#: How often a database is tried to be opened.
+_ATTEMPTS = 4
 #: Seconds that SQLite waits while another process writes.
 _SQLITE_WAIT = 60
 
@@ -353,13 +357,19 @@ def _open_storage(url: str, shared: bool) -> optuna.storages.RDBStorage:
             arguments["connect_args"]["check_same_thread"] = False
     else:
         arguments["pool_pre_ping"] = True
+    heartbeat = {"heartbeat_interval": HEARTBEAT, "grace_period": GRACE} if shared else {}
     try:
-        storage = optuna.storages.RDBStorage(
-            url,
-            engine_kwargs=arguments,
-            heartbeat_interval=HEARTBEAT if shared else None,
-            grace_period=GRACE if shared else None,
-        )
+        for attempt in range(_ATTEMPTS):
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    storage = optuna.storages.RDBStorage(url, engine_kwargs=arguments, **heartbeat)
+                break
+            except (sqlalchemy.exc.IntegrityError, sqlalchemy.exc.OperationalError):
+                # Another process may be making the tables at this very moment.
+                if attempt + 1 == _ATTEMPTS:
+                    raise
+                time.sleep(0.2 * (attempt + 1))
     except ImportError as error:
         raise StudyError(
             f"{hidden(url)} needs a database driver that is not installed ({_reason(error, url)}); "

@@ -1,0 +1,349 @@
+import itertools
+import os
+import signal
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import capsprune.pruning.evaluation as evaluation_module
+from capsprune.errors import StrategyError, StudyError
+from capsprune.pruning.candidate import PARTS, Candidate
+from capsprune.pruning.criteria import rank_channels
+from capsprune.pruning.evaluation import Evaluator, LatencyLimit, ProcessWorkers, Task
+from capsprune.pruning.samplers import SAMPLERS
+from capsprune.pruning.search import Plan, plan_rungs, search
+from capsprune.pruning.space import SearchSpace
+from capsprune.pruning.study import Study
+
+
+def data(tiny, batches=2):
+    return {
+        "calibration": [tiny.images(8, seed) for seed in range(1, batches + 1)],
+        "scoring": [
+            (tiny.images(32, 3), torch.arange(32) % 4),
+            (tiny.images(9, 4), torch.arange(9) % 4),
+        ],
+    }
+
+
+def searched(tiny, path=None, candidates=5, seed=0, batches=2, **options):
+    def run(study):
+        return search(
+            tiny.model,
+            tiny.dependencies,
+            SearchSpace.around(tiny.cost, 0.5),
+            candidates=candidates,
+            seed=seed,
+            study=study,
+            **data(tiny, batches),
+            **options,
+        )
+
+    if path is None:
+        return run(None)
+    with Study.local(path) as study:
+        return run(study)
+
+
+def plain(candidates):
+    """Candidates without the time they took."""
+    return [replace(candidate, seconds={}) for candidate in candidates]
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_the_same_seed_finds_the_same(tiny, tmp_path, sampler):
+    before = {key: value.clone() for key, value in tiny.model.state_dict().items()}
+    seen = []
+    first = searched(
+        tiny, tmp_path / "a", sampler=sampler, on_candidate=lambda *given: seen.append(given)
+    )
+    again = searched(tiny, sampler=sampler)
+    other = searched(tiny, sampler=sampler, seed=1)
+    assert [given[0] for given in seen] == first.candidates
+    assert [given[1:] for given in seen] == [(done, 5) for done in range(1, 6)]
+    assert [c.index for c in first.candidates] == [0, 1, 2, 3, 4]
+    assert plain(first.candidates) == plain(again.candidates)
+    assert plain([first.best]) == plain([again.best])
+    assert first.candidates[0].fractions != other.candidates[0].fractions
+    assert first.best.score == max(candidate.score for candidate in first.candidates)
+    assert all(torch.equal(value, before[key]) for key, value in tiny.model.state_dict().items())
+
+
+def test_a_candidate_says_what_it_is(tiny):
+    space = SearchSpace.around(tiny.cost, 0.5)
+    result = searched(tiny, candidates=3)
+    for candidate in result.candidates:
+        kept = space.kept(np.array(candidate.fractions))
+        assert candidate.macs == int(tiny.cost.macs(kept))
+        assert candidate.parameters == int(tiny.cost.parameters(kept))
+        assert candidate.flops_ratio == candidate.macs / tiny.cost.unpruned_macs
+        assert abs(candidate.flops_ratio - 0.5) <= 0.005
+        assert candidate.score * 41 == pytest.approx(round(candidate.score * 41))
+    seconds = result.seconds()
+    assert set(seconds) == set(PARTS)
+    assert all(seconds[part] > 0 for part in PARTS if part != "latency")
+    assert seconds["latency"] < 0.01
+
+
+def test_a_candidate_is_scored_with_recalibrated_statistics(tiny, monkeypatch):
+    calls = []
+    monkeypatch.setattr(
+        evaluation_module, "recalibrate", lambda model, batches: calls.append(len(batches))
+    )
+    without = searched(tiny, candidates=2)
+    assert calls == [2, 2]
+    monkeypatch.undo()
+    assert searched(tiny, candidates=2).best.loss != without.best.loss
+
+
+def test_the_ranking_decides_which_channels_go(tiny):
+    backwards = [ranking.flip(0) for ranking in rank_channels(tiny.model, tiny.dependencies, "l1")]
+    assert searched(tiny, rankings=backwards).best.loss != searched(tiny).best.loss
+
+
+@pytest.fixture
+def shrinks(monkeypatch):
+    """Counts the surgeries."""
+    calls = []
+    real = evaluation_module.shrink
+    monkeypatch.setattr(evaluation_module, "shrink", lambda *given: calls.append(1) or real(*given))
+    return calls
+
+
+def test_a_finished_search_is_not_repeated_and_a_longer_one_adds(tiny, tmp_path, shrinks):
+    path = tmp_path / "c"
+    three = searched(tiny, path, candidates=3)
+    assert searched(tiny, path, candidates=3).candidates == three.candidates
+    assert searched(tiny, path, candidates=2).candidates == three.candidates[:2]
+    assert len(shrinks) == 3
+    assert searched(tiny, path, candidates=5).candidates[:3] == three.candidates
+    assert len(shrinks) == 5
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("factor", [1, 2])
+def test_an_interrupted_search_goes_on(tiny, tmp_path, shrinks, sampler, factor):
+    whole = searched(tiny, candidates=9, sampler=sampler, reduction_factor=factor)
+    tries = len(shrinks)
+    shrinks.clear()
+    for stop in itertools.count(2, 3):
+
+        def interrupt(candidate, done, total, stop=stop):
+            if done == stop:
+                raise KeyboardInterrupt
+
+        try:
+            resumed = searched(
+                tiny,
+                tmp_path / "c",
+                candidates=9,
+                sampler=sampler,
+                reduction_factor=factor,
+                on_candidate=interrupt,
+            )
+            break
+        except KeyboardInterrupt:
+            continue
+    assert len(shrinks) == tries
+    assert plain(resumed.candidates) == plain(whole.candidates)
+    assert plain([resumed.best]) == plain([whole.best])
+
+
+def test_a_search_of_another_kind_is_refused(tiny, tmp_path):
+    searched(tiny, tmp_path / "c", candidates=1)
+    for options in ({"seed": 1}, {"sampler": "tpe"}, {"reduction_factor": 2}):
+        with pytest.raises(StudyError, match="another search"):
+            searched(tiny, tmp_path / "c", **{"candidates": 1, **options})
+
+
+@pytest.mark.parametrize(
+    ("scores", "best"),
+    [
+        ([(0.5, 0.1), (0.6, 0.9), (0.4, 0.0)], 1),
+        ([(0.6, 0.9), (0.6, 0.3), (0.6, 0.5), (0.1, 0.1)], 1),
+        ([(0.6, 0.3), (0.6, 0.3)], 0),
+    ],
+)
+def test_loss_decides_between_equal_scores(tiny, tmp_path, scores, best):
+    with Study.local(tmp_path / "c") as study:
+        for index, (score, loss) in enumerate(scores):
+            claim = study.rung(0).claim(index, (0.1, 0.2), 0.7)
+            study.rung(0).finish(claim, Candidate(index, (0.1, 0.2), 1, 0.5, 1, score, loss))
+    found = searched(tiny, tmp_path / "c", candidates=len(scores))
+    assert found.best.index == best
+    assert found.ties == sum(score == max(scores)[0] for score, _ in scores)
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(0, 100).map(lambda count: count / 100),
+            st.floats(0, 5).map(lambda loss: round(loss, 3)),
+            st.sampled_from([0.0, 0.1, 2.0]),
+        ),
+        min_size=2,
+    )
+)
+def test_samplers_are_told_numbers_in_the_order_of_the_candidates(entries):
+    candidates = [
+        Candidate(0, (), 1, 0.5, 1, score, loss, violation=violation)
+        for score, loss, violation in entries
+    ]
+    for one, two in itertools.combinations(candidates, 2):
+        if one.objective > two.objective:
+            assert one.rank > two.rank
+        if one.feasible and two.feasible and one.rank > two.rank:
+            assert one.objective > two.objective
+
+
+@settings(max_examples=200)
+@given(
+    candidates=st.integers(1, 2000),
+    calibration=st.integers(1, 200),
+    scoring=st.integers(1, 50),
+    factor=st.integers(1, 8),
+)
+def test_rungs_grow_in_batches_and_shrink_in_candidates(candidates, calibration, scoring, factor):
+    rungs = plan_rungs(candidates, calibration, scoring, factor)
+    assert rungs[0].candidates == candidates
+    assert (rungs[-1].calibration, rungs[-1].scoring) == (calibration, scoring)
+    for lower, upper in itertools.pairwise(rungs):
+        assert 1 <= upper.candidates < lower.candidates
+        assert lower.calibration <= upper.calibration and lower.scoring <= upper.scoring
+        assert (lower.calibration, lower.scoring) != (upper.calibration, upper.scoring)
+
+
+def test_the_best_of_1000_costs_what_100_full_tries_cost():
+    rungs = plan_rungs(1000, 20, 16, factor=4)
+    assert rungs == [Plan(1000, 1, 1), Plan(62, 5, 4), Plan(15, 20, 16)]
+    assert sum(rung.candidates * (rung.calibration + rung.scoring) for rung in rungs) < 100 * 36
+
+
+def test_halving_promotes_the_best_of_each_rung(tiny, monkeypatch):
+    budgets = []
+    real = evaluation_module.recalibrate
+
+    def counting(model, batches):
+        budgets.append(len(batches))
+        real(model, batches)
+
+    monkeypatch.setattr(evaluation_module, "recalibrate", counting)
+    found = searched(tiny, candidates=12, batches=4, reduction_factor=2)
+    assert found.plan == [Plan(12, 1, 1), Plan(6, 2, 1), Plan(3, 4, 2)]
+    assert budgets == [1] * 12 + [2] * 6 + [4] * 3
+    rungs = [[c for c in found.candidates if c.rung == number] for number in range(3)]
+    for lower, upper in itertools.pairwise(rungs):
+        best = sorted(lower, key=lambda c: (c.rank, -c.index), reverse=True)[: len(upper)]
+        assert {c.index for c in best} == {c.index for c in upper}
+        assert {c.fractions for c in best} == {c.fractions for c in upper}
+    assert found.best == max(rungs[2], key=lambda c: c.rank)
+
+
+def slow_where_wide(limit):
+    """Pretend that the time follows from the first convolution's width: 1 ms a channel."""
+    return LatencyLimit(limit, lambda network: float(network.stem.out_channels))
+
+
+def test_what_is_too_slow_is_neither_scored_nor_taken(tiny):
+    widths = [
+        c.latency_ms
+        for c in searched(tiny, candidates=12, latency=slow_where_wide(1000)).candidates
+    ]
+    limit = float(np.median(widths))
+    scored = []
+    found = searched(
+        tiny,
+        candidates=12,
+        latency=slow_where_wide(limit),
+        on_candidate=lambda c, done, total: scored.append(c.feasible),
+    )
+    assert 0 < scored.count(False) < 12
+    assert [c.latency_ms for c in found.candidates] == widths
+    assert all(c.feasible == (c.latency_ms <= limit) for c in found.candidates)
+    assert all("score" not in c.to_dict() for c in found.candidates if not c.feasible)
+    assert found.best.feasible
+    halved = searched(tiny, candidates=12, latency=slow_where_wide(limit), reduction_factor=2)
+    assert all(c.feasible for c in halved.candidates if c.rung > 0)
+
+
+def test_nothing_fast_enough_names_the_fastest(tiny):
+    with pytest.raises(StrategyError, match=r"None of 4 candidates.*fastest takes \d+.*--latency"):
+        searched(tiny, candidates=4, latency=slow_where_wide(0.5))
+
+
+@pytest.mark.parametrize("factor", [1, 2])
+def test_two_workers_find_what_one_finds(tiny, tmp_path, factor):
+    alone = searched(tiny, candidates=8, reduction_factor=factor)
+    order = []
+    both = searched(
+        tiny,
+        tmp_path / "c",
+        candidates=8,
+        reduction_factor=factor,
+        workers=2,
+        on_candidate=lambda c, done, total: order.append((done, total)),
+    )
+    assert order == [(n + 1, len(alone.candidates)) for n in range(len(alone.candidates))]
+    assert [c.index for c in both.candidates] == [c.index for c in alone.candidates]
+    for one, two in zip(plain(alone.candidates), plain(both.candidates), strict=True):
+        assert replace(one, loss=0) == replace(two, loss=0)
+        assert one.loss == pytest.approx(two.loss)
+    assert both.best.index == alone.best.index
+
+
+def tasks(tiny, count):
+    kept = SearchSpace.around(tiny.cost, 0.5).kept(np.full(2, 0.3))
+    return [Task(index, kept, 1, 1) for index in range(count)]
+
+
+def evaluator(tiny):
+    return Evaluator(tiny.model, tiny.dependencies, tiny.rankings, **data(tiny))
+
+
+def collected(workers, count):
+    done = []
+    while len(done) < count:
+        done += workers.collect()
+    return sorted(task.index for task, _ in done)
+
+
+def test_the_candidate_of_a_dead_worker_is_tried_again(tiny):
+    workers = ProcessWorkers(evaluator(tiny), 2)
+    try:
+        victim = workers._processes[0].handle
+        os.kill(victim.pid, signal.SIGSTOP)  # so that it cannot finish before it dies
+        for task in tasks(tiny, 2):
+            workers.submit(task)
+        os.kill(victim.pid, signal.SIGKILL)
+        assert collected(workers, 2) == [0, 1]
+        assert workers.busy == 0
+        assert workers._processes[0].handle.pid != victim.pid
+    finally:
+        workers.close()
+
+
+def test_what_goes_wrong_in_a_worker_is_told(tiny):
+    workers = ProcessWorkers(evaluator(tiny), 1)
+    try:
+        workers.submit(replace(tasks(tiny, 1)[0], kept=np.array([0, 5])))
+        with pytest.raises(RuntimeError, match=r"ModelError in a worker.*lose all"):
+            workers.collect()
+    finally:
+        workers.close()
+
+
+def test_a_candidate_that_ends_every_worker_is_given_up(tiny, monkeypatch):
+    monkeypatch.setattr(evaluation_module, "_DEATHS", 1)
+    workers = ProcessWorkers(evaluator(tiny), 1)
+    try:
+        os.kill(workers._processes[0].handle.pid, signal.SIGSTOP)
+        workers.submit(tasks(tiny, 1)[0])
+        os.kill(workers._processes[0].handle.pid, signal.SIGKILL)
+        with pytest.raises(StudyError, match=r"exit code -9.*--workers"):
+            workers.collect()
+    finally:
+        workers.close()
