@@ -50,7 +50,7 @@ class Study:
 
     def __init__(
         self,
-        url: str,
+        url: str | None,
         name: str = "search",
         *,
         owner: str | None = None,
@@ -60,7 +60,7 @@ class Study:
 
         Args:
             url: of a database as SQLAlchemy writes it, such as "sqlite:///search.db" or
-                "postgresql://user@host/database".
+                "postgresql://user@host/database"; None to keep it in memory.
             name: of the study; different searches need different names.
             owner: who claims; what an owner of this name left unfinished is taken up again. None
                 for a new one.
@@ -72,7 +72,9 @@ class Study:
         self.name = name
         self._owner = owner or uuid.uuid4().hex
         self._shared = shared
-        self._storage = _open_storage(url, shared)
+        self._storage: Any = (
+            quiet_optuna().storages.InMemoryStorage() if url is None else _open_storage(url, shared)
+        )
         self._rungs: dict[int, Rung] = {}
         self._alive: set[int] = set()
         self._lock = threading.Lock()
@@ -94,7 +96,7 @@ class Study:
     @classmethod
     def in_memory(cls) -> Study:
         """Make a study that ends with this process."""
-        return cls("sqlite:///:memory:", shared=False)
+        return cls(None, shared=False)
 
     def __enter__(self) -> Study:
         return self
@@ -108,7 +110,13 @@ class Study:
         if self._pulse is not None:
             self._pulse.join()
         self._storage.remove_session()
-        self._storage.engine.dispose()
+        if self.in_database:
+            self._storage.engine.dispose()
+
+    @property
+    def in_database(self) -> bool:
+        """Whether it outlives this process."""
+        return isinstance(self._storage, quiet_optuna().storages.RDBStorage)
 
     @property
     def shared(self) -> bool:
@@ -250,7 +258,8 @@ class Rung:
                     self._storage.set_trial_state_values(trial, optuna.trial.TrialState.FAIL)
                     return None
             self._begin(claim)
-            self._show_parameters(claim, max_rate)
+            if self._study.in_database:
+                self._show_parameters(claim, max_rate)
         return claim
 
     def finish(self, claim: Claim, candidate: Candidate) -> None:
@@ -351,10 +360,6 @@ def _open_storage(url: str, shared: bool) -> optuna.storages.RDBStorage:
     arguments: dict[str, Any] = {}
     if is_sqlite:
         arguments["connect_args"] = {"timeout": _SQLITE_WAIT}
-        if parsed.database in (None, "", ":memory:"):
-            # One connection, or each thread would see a database of its own.
-            arguments["poolclass"] = sqlalchemy.pool.StaticPool
-            arguments["connect_args"]["check_same_thread"] = False
     else:
         arguments["pool_pre_ping"] = True
     heartbeat = {"heartbeat_interval": HEARTBEAT, "grace_period": GRACE} if shared else {}
@@ -388,9 +393,9 @@ def _open_storage(url: str, shared: bool) -> optuna.storages.RDBStorage:
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute("PRAGMA synchronous=NORMAL")
 
-        if arguments.get("poolclass") is None:
-            storage.remove_session()
-            storage.engine.dispose()
+        # What was opened before this was asked for is opened again.
+        storage.remove_session()
+        storage.engine.dispose()
     return storage
 
 
