@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pickle
 import resource
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -57,6 +60,19 @@ def picture(path: Path, shade: int = 0) -> None:
         (("prune", "--model", "resnet18", "--flops", 1), ("--flops", "less than 1")),
         (("prune", "--model", "resnet18", "--flops", -0.5), ("--flops",)),
         (("prune", "--model", "resnet18", "--flops", "nan"), ("--flops",)),
+        (("prune", "--model", "resnet18", "--params", 1.5), ("--params", "less than 1")),
+        (("prune", "--model", "resnet18", "--primary-caps", 0), ("--primary-caps",)),
+        (("prune", "--model", "resnet18", "--latency", 0), ("--latency", "greater than 0")),
+        (("prune", "--model", "resnet18", "--workers", 0), ("--workers",)),
+        (("prune", "--model", "resnet18", "--reduction-factor", 0), ("--reduction-factor",)),
+        (
+            ("prune", "--model", "resnet18", "--latency", 5, "--workers", 2),
+            ("--latency", "--workers 1"),
+        ),
+        (
+            ("prune", *("--model", "resnet18", "--sampler", "eagleeye", "--primary-caps", 9)),
+            ("--sampler random",),
+        ),
         (("prune",), ("no baseline", "--model")),
         (("attach-caps",), ("no run 'default'",)),
         (("export", "--onnx"), ("no run 'default'",)),
@@ -111,6 +127,41 @@ def test_target_that_no_strategy_meets(copied: Path) -> None:
     refused(outcome, "the least is", "--max-rate")
     assert (copied / "runs" / "default" / "pruned" / "model.safetensors").is_file()
     assert call("runs", folder=copied).code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--primary-caps", 129), ("128 primary capsules", "--primary-caps")),
+        (("--primary-caps", 1), ("the least is", "--max-rate")),
+        (("--primary-caps", 3, "--d1", 2000), ("1024 channels", "--d1")),
+        (("--primary-caps", 100, "--flops", 0.05), ("the least is", "--flops")),
+        (("--primary-caps", 50, "--flops", 0.9), ("With 50 primary capsules", "--primary-caps")),
+        (("--params", 0.05, "--max-rate", 0.3), ("of the parameters", "--params")),
+        (("--latency", 0.0001), ("longer than 0.0001", "--latency")),
+    ],
+)
+def test_sizes_that_no_strategy_meets(
+    copied: Path, arguments: tuple[object, ...], words: tuple[str, ...]
+) -> None:
+    refused(call("prune", *arguments, "--overwrite", folder=copied), *words)
+    assert (copied / "runs" / "default" / "pruned" / "model.safetensors").is_file()
+    assert not (copied / "runs" / "default" / ".work" / "pruned").exists()
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("file.db", ("--storage", "sqlite:///search.db")),
+        ("postgresql+none://me:secret@host/name", ("postgresql+none://me:***@host/name",)),
+        ("mysql+mysqldb://me:secret@host/name", ("driver", "pip install")),
+    ],
+)
+def test_storage_that_cannot_be_used(copied: Path, url: str, words: tuple[str, ...]) -> None:
+    outcome = call("prune", *SMALL_PRUNE, "--overwrite", "--storage", url, folder=copied)
+    refused(outcome, *words)
+    assert "secret" not in outcome.err
+    assert not any(b"secret" in path.read_bytes() for path in copied.rglob("*") if path.is_file())
 
 
 def test_trunk_narrower_than_a_capsule(copied: Path) -> None:
@@ -288,20 +339,41 @@ def test_kill_while_searching(copied: Path) -> None:
     """SIGKILL in the search: no finished candidate is lost or tried again."""
     prune = (*SMALL_PRUNE[:2], "--candidates", 6, "--bn-batches", 10, "--epochs", 0)
     process = start(copied, "prune", *prune, "--overwrite")
-    file = copied / "runs" / "default" / ".work" / "pruned" / "candidates.jsonl"
+    database = copied / "runs" / "default" / ".work" / "pruned" / "study.db"
     try:
-        wait_for(file, process)
+        deadline = time.monotonic() + 120
+        while not (before := scored(database)) and time.monotonic() < deadline:
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.1)
     finally:
         process.kill()
         process.communicate()
-    before = file.read_text().splitlines()
+    before = scored(database)
+    assert before
     assert (copied / "runs" / "default" / "pruned" / "model.safetensors").is_file()
     again = call("prune", *prune, "--overwrite", folder=copied)
     assert again.code == 0, again.err
     assert "goes on after" in again.err
     after = (copied / "runs" / "default" / "pruned" / "candidates.jsonl").read_text().splitlines()
     assert len(after) == 6
-    assert after[: len(before) - 1] == before[:-1]
+    assert [json.loads(line) for line in after[: len(before)]] == before
+
+
+def scored(database: Path) -> list[dict[str, Any]]:
+    """Read the candidates that a search has stored by now."""
+    if not database.is_file():
+        return []
+    with contextlib.suppress(sqlite3.OperationalError):  # the tables are not there yet
+        connection = sqlite3.connect(f"file:{database}?mode=ro", uri=True)
+        try:
+            rows = connection.execute(
+                "SELECT value_json FROM trial_user_attributes WHERE key = 'result' "
+                "ORDER BY trial_id"
+            ).fetchall()
+        finally:
+            connection.close()
+        return [json.loads(text) for (text,) in rows]
+    return []
 
 
 def test_full_disk(tmp_path: Path) -> None:

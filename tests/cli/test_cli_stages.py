@@ -60,6 +60,44 @@ def test_search_keeps_the_strategy_and_every_candidate(finished: Path) -> None:
     assert strategy["model"] == "mobilenet_v1"
 
 
+def test_search_by_other_means(copied: Path) -> None:
+    """Two limits, a learning sampler, another criterion, halving, two workers on one database."""
+    url = f"sqlite:///{copied / 'search.db'}"
+    options = (
+        *("--flops", 0.6, "--primary-caps", 64, "--candidates", 9, "--sampler", "tpe"),
+        *("--reduction-factor", 3, "--criterion", "taylor", "--bn-batches", 3, "--epochs", 0),
+        *("--workers", 2, "--storage", url),
+    )
+    outcome = call("prune", *options, "--overwrite", "--json", folder=copied)
+    assert outcome.code == 0, outcome.err
+    summary = json.loads(outcome.out)
+    assert summary["rungs"] == [9, 3]
+    assert summary["criterion"] == "taylor"
+    assert abs(summary["flops_ratio"] - 0.6) <= 0.005
+    pruned = copied / "runs" / "default" / "pruned"
+    assert load_file(pruned / "model.safetensors")["layers.12.conv2.weight"].shape[0] // 8 == 64
+    strategy = json.loads((pruned / "strategy.json").read_text())
+    assert strategy["criterion"] == "taylor"
+    lines = [json.loads(line) for line in (pruned / "candidates.jsonl").open()]
+    assert [line["rung"] for line in lines] == [0] * 9 + [1] * 3
+    record = (copied / "runs" / "default" / "run.json").read_text()
+    assert "search.db" not in record
+    # Another run of the same baseline finds all candidates in the database.
+    again = call("prune", *options, "--overwrite", "--json", folder=copied)
+    assert "goes on after 9 candidates" in again.err
+    assert json.loads(again.out)["best_candidate"] == summary["best_candidate"]
+
+
+def test_latency_decides_how_much_is_pruned(copied: Path) -> None:
+    outcome = call(
+        *("prune", "--latency", 500, "--flops", 0.7, "--candidates", 2, "--bn-batches", 1),
+        *("--epochs", 0, "--overwrite", "--json"),
+        folder=copied,
+    )
+    assert outcome.code == 0, outcome.err
+    assert 0 < json.loads(outcome.out)["latency_ms"] < 500
+
+
 def test_onnx_file_computes_what_the_checkpoint_does(finished: Path) -> None:
     run = finished / "runs" / "default"
     model = onnx.load(run / "onnx" / "model.onnx")
@@ -244,7 +282,7 @@ def test_inspect_shows_the_run(finished: Path) -> None:
 def test_help_imports_nothing_heavy() -> None:
     code = (
         "import sys, capsprune.cli\n"
-        "heavy = {'torch', 'torchvision', 'onnx', 'onnxruntime', 'numpy', 'sklearn'}\n"
+        "heavy = {'torch', 'torchvision', 'onnx', 'onnxruntime', 'numpy', 'sklearn', 'optuna'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

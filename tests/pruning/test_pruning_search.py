@@ -20,6 +20,15 @@ from capsprune.pruning.space import SearchSpace
 from capsprune.pruning.study import Study
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Networks as small as these gain nothing from more, and lose much on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def data(tiny, batches=2):
     return {
         "calibration": [tiny.images(8, seed) for seed in range(1, batches + 1)],
