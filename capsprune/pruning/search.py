@@ -169,7 +169,7 @@ class SearchSpace:
 
     def kept(self, fractions: NDArray[np.float64]) -> NDArray[np.int64]:
         """Count the channels kept in each group, [..., G]."""
-        return kept_channels(fractions, self.cost.channels, self.round_to)
+        return kept_channels(fractions, self.cost.channels, self.round_to, self.cost.widths)
 
     def propose(self, generator: np.random.Generator) -> NDArray[np.float64]:
         """Draw a strategy as EagleEye does, and move it onto the target.
