@@ -153,7 +153,11 @@ def _load(model: nn.Module, name: str, state: dict[str, Tensor], source: str) ->
     kept = dict(state)
     note = ""
     weight = f"{classifier}.weight"
-    if weight in kept and kept[weight].dim() == 2 and kept[weight].shape[0] != own[weight].shape[0]:
+    if (
+        weight in kept
+        and kept[weight].dim() == own[weight].dim()
+        and kept[weight].shape[0] != own[weight].shape[0]
+    ):
         note = f", classifier drawn anew ({own[weight].shape[0]} classes)"
         for key in (weight, f"{classifier}.bias"):
             kept.pop(key, None)
