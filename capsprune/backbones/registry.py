@@ -1,4 +1,4 @@
-"""The backbones that can be built by name: MobileNetV1, and torchvision's convolutional networks."""
+"""The backbones that can be built by name: MobileNetV1 and torchvision's convolutional networks."""
 
 from __future__ import annotations
 

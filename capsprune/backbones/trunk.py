@@ -25,7 +25,9 @@ def trunk_of(name: str, model: nn.Module) -> nn.Sequential:
     parts = OrderedDict((child, model.get_submodule(child)) for child in spec.trunk_children)
     if spec.relu_behind:
         parts["relu_behind"] = nn.ReLU()
-    return nn.Sequential(parts)
+    trunk = nn.Sequential(parts)
+    trunk.training = model.training  # a new module would claim to be in training mode
+    return trunk
 
 
 @torch.no_grad()

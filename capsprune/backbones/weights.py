@@ -20,6 +20,8 @@ from capsprune.errors import CheckpointError, ModelError
 
 #: Seconds after which a server that does not answer counts as out of reach.
 _CONNECT_TIMEOUT_S = 10.0
+#: What wrappers of a model put before the names of its tensors.
+_PREFIXES = ("module.", "_orig_mod.", "_net.")
 #: Keys under which training scripts commonly keep the weights inside a larger dictionary.
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
 
@@ -58,8 +60,8 @@ def initialise(model: nn.Module, name: str, weights: str) -> str:
 def read_state_dict(path: Path) -> dict[str, Tensor]:
     """Read a state dict from a `.safetensors` file or a PyTorch file without running any pickle.
 
-    Wrappers (`{"state_dict": ...}`) and the prefixes of `DataParallel` and `torch.compile` are
-    taken off.
+    Wrappers (`{"state_dict": ...}`) and the prefixes of `DataParallel`, `torch.compile` and
+    EagleEye's model wrapper are taken off.
 
     Raises:
         CheckpointError: if the file is missing, truncated, foreign, or carries a pickled object.
@@ -108,11 +110,9 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 
 
 def _plain_name(key: str) -> str:
-    while True:
-        shorter = key.removeprefix("module.").removeprefix("_orig_mod.")
-        if shorter == key:
-            return key
-        key = shorter
+    while prefix := next((p for p in _PREFIXES if key.startswith(p)), None):
+        key = key.removeprefix(prefix)
+    return key
 
 
 def _imagenet_state(name: str) -> dict[str, Tensor]:

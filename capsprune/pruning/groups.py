@@ -96,8 +96,7 @@ def channel_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     """
     for prefix, module in model.named_modules():
         if not isinstance(module, PRUNABLE_LAYERS):
-            for name, parameter in module.named_parameters(prefix, recurse=False):
-                yield name, parameter
+            yield from module.named_parameters(prefix, recurse=False)
 
 
 def channel_dim(name: str, parameter: nn.Parameter) -> int:

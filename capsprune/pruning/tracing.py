@@ -10,9 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from torchvision.models.shufflenetv2 import InvertedResidual
 
 _REASON = "its channels are split into halves and shuffled, which must stay equally large"
 _NAME = "capsprune_barrier"
@@ -56,7 +60,7 @@ def barriers_for_shuffles(model: nn.Module) -> Iterator[dict[int, str]]:
 
 
 def _traced(
-    unit: nn.Module, splits: list[nn.Conv2d], shuffle: nn.Conv2d
+    unit: InvertedResidual, splits: list[nn.Conv2d], shuffle: nn.Conv2d
 ) -> Callable[[Tensor], Tensor]:
     """A unit's forward pass with barriers instead of splitting and shuffling."""
 
