@@ -7,6 +7,7 @@ import pickle
 import socket
 import sys
 import warnings
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -181,5 +182,19 @@ def _load(model: nn.Module, name: str, state: dict[str, Tensor], source: str) ->
         raise CheckpointError(
             f"{source} has a tensor '{extra[0]}' that {name} lacks; give the file's own --model."
         )
-    model.load_state_dict(kept)
+    model.load_state_dict(with_versions(model, kept))
     return note
+
+
+def with_versions(model: nn.Module, state: Mapping[str, Tensor]) -> OrderedDict[str, Tensor]:
+    """Add the versions that modules give their state dicts, which files of tensors do not keep.
+
+    MNASNet refuses to load without.
+
+    Args:
+        model: what will load the state dict.
+        state: its tensors by name.
+    """
+    versioned = OrderedDict(state)
+    versioned._metadata = model.state_dict()._metadata  # type: ignore[attr-defined]
+    return versioned

@@ -122,6 +122,6 @@ def _channels(
                 continue
             counts[axis] = int(np.count_nonzero(owners.group < 0))
             for index in np.unique(owners.group[owners.group >= 0]):
-                owned = np.count_nonzero(owners.group == index)
+                owned = int(np.count_nonzero(owners.group == index))
                 counts[axis] += owned // dependencies.groups[index].channels * int(kept[index])
     return channels
