@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from capsprune import __version__
 from capsprune.backbones.registry import build_backbone
 from capsprune.backbones.trunk import trunk_of
+from capsprune.backbones.weights import with_versions
 from capsprune.capsules import CapsuleNetwork
 from capsprune.errors import CapspruneError, CheckpointError
 from capsprune.pruning.shrink import layer_channels, resize_layers
@@ -224,7 +225,7 @@ def load_checkpoint(directory: Path) -> Checkpoint:
             "checkpoint anew."
         ) from error
     try:
-        network.load_state_dict(state, assign=True)
+        network.load_state_dict(with_versions(network, state), assign=True)
     except RuntimeError as error:
         first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
         raise CheckpointError(

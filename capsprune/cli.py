@@ -23,6 +23,7 @@ from capsprune.recipe import (
     AttachCapsOptions,
     EvaluateOptions,
     ExportOptions,
+    ImportOptions,
     InspectOptions,
     Options,
     ProfileOptions,
@@ -201,6 +202,22 @@ def prune(options: PruneOptions, shared: SessionOptions, json: bool, verbose: bo
     Where the run has no baseline, one is trained first.
     """
     from capsprune.pipeline.prune import prune as stage
+
+    with _session(shared, verbose, create=True) as session:
+        stage(options, session)
+        _print_stage(session, "pruned", json)
+
+
+@_stage_command("import-checkpoint", ImportOptions, SessionOptions)
+def import_checkpoint(
+    options: ImportOptions, shared: SessionOptions, json: bool, verbose: bool
+) -> None:
+    """Take a backbone that was pruned elsewhere into the run.
+
+    The channel counts are read off the tensors of its state dict. A classifier for another number
+    of classes than the data set has is drawn anew.
+    """
+    from capsprune.pipeline.import_checkpoint import import_checkpoint as stage
 
     with _session(shared, verbose, create=True) as session:
         stage(options, session)

@@ -49,7 +49,10 @@ def inspect_model(options: InspectOptions) -> dict[str, Any]:
         dependencies = find_groups(model, classifier=backbone(name).classifier, image_size=size)
         kept = strategy.kept(dependencies)
         groups = {
-            group.name: {"channels": group.channels, "kept": int(count)}
+            group.name: {
+                "channels": group.channels * group.width,
+                "kept": int(count) * group.width,
+            }
             for group, count in zip(dependencies.groups, kept, strict=True)
         }
         model = shrink(model, dependencies, l1_ranking(model, dependencies), kept)

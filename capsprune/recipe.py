@@ -181,6 +181,20 @@ class PruneOptions(Options):
     batch_size: BatchSize = None
 
 
+class ImportOptions(Options):
+    """Options of `import-checkpoint`: a backbone that was pruned elsewhere."""
+
+    checkpoint: Path = Field(
+        description="File with the state dict of a pruned backbone.", json_schema_extra=POSITIONAL
+    )
+    model: ModelName = Field(description="Backbone that was pruned, such as resnet50.")
+    data: DataName = Field("digits", description=f"Data set to go on with: {', '.join(DATA_SETS)}.")
+    data_root: DataRoot = None
+    image_size: PositiveInt | None = Field(
+        None, description="Pixels a side shown to the network. [default: by data set]"
+    )
+
+
 class AttachCapsOptions(Options):
     """Options of `attach-caps`: a capsule head on the pruned trunk, trained."""
 

@@ -1,4 +1,4 @@
-"""The backbones that can be built by name."""
+"""The backbones that can be built by name: MobileNetV1 and torchvision's convolutional networks."""
 
 from __future__ import annotations
 
@@ -18,27 +18,94 @@ class Backbone:
     name: str
     #: Children whose sequence makes the trunk: all before pooling and classifier.
     trunk_children: tuple[str, ...]
-    #: The last linear layer, whose outputs are the classes.
+    #: The last linear layer (a 1 x 1 convolution in SqueezeNet), whose outputs are the classes.
     classifier: str
-    #: Pixels of the image for each position of the feature map.
-    stride: int
+    #: The smallest image, in pixels a side, of which the trunk leaves something.
+    smallest_image: int = 32
+    #: Whether the backbone applies a ReLU between the trunk's last child and the pooling.
+    relu_behind: bool = False
     #: Whether torchvision has ImageNet weights.
     has_imagenet_weights: bool = True
 
 
+def _family(
+    names: str, trunk_children: tuple[str, ...], classifier: str, **others: Any
+) -> list[Backbone]:
+    return [Backbone(name, trunk_children, classifier, **others) for name in names.split()]
+
+
+_FEATURES = ("features",)
 _RESNET = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4")
+_SHUFFLENET = ("conv1", "maxpool", "stage2", "stage3", "stage4", "conv5")
+_REGNET_SIZES = "400mf 800mf 1_6gf 3_2gf 8gf 16gf 32gf"
 
 _BACKBONES: dict[str, Backbone] = {
     backbone.name: backbone
     for backbone in (
-        *(Backbone(f"resnet{depth}", _RESNET, "fc", 32) for depth in (18, 34, 50, 101)),
-        Backbone("mobilenet_v2", ("features",), "classifier.1", 32),
-        Backbone("vgg16_bn", ("features",), "classifier.6", 32),
-        Backbone("mobilenet_v1", ("conv1", "bn1", "relu", "layers"), "linear", 32, False),
+        *_family(
+            "mobilenet_v1", ("conv1", "bn1", "relu", "layers"), "linear", has_imagenet_weights=False
+        ),
+        *_family(
+            "resnet18 resnet34 resnet50 resnet101 resnet152 wide_resnet50_2 wide_resnet101_2 "
+            "resnext50_32x4d resnext101_32x8d resnext101_64x4d",
+            _RESNET,
+            "fc",
+        ),
+        *_family("mobilenet_v2", _FEATURES, "classifier.1"),
+        *_family("mobilenet_v3_small mobilenet_v3_large", _FEATURES, "classifier.3"),
+        *_family(
+            " ".join(f"vgg{depth} vgg{depth}_bn" for depth in (11, 13, 16, 19)),
+            _FEATURES,
+            "classifier.6",
+        ),
+        *_family(
+            "densenet121 densenet161 densenet169 densenet201",
+            _FEATURES,
+            "classifier",
+            relu_behind=True,
+        ),
+        *_family(
+            " ".join(
+                f"efficientnet_{size}" for size in (*(f"b{i}" for i in range(8)), "v2_s", "v2_m")
+            )
+            + " efficientnet_v2_l",
+            _FEATURES,
+            "classifier.1",
+        ),
+        *_family(
+            " ".join(f"regnet_{kind}_{size}" for kind in "xy" for size in _REGNET_SIZES.split())
+            + " regnet_y_128gf",
+            ("stem", "trunk_output"),
+            "fc",
+        ),
+        *_family(
+            "shufflenet_v2_x0_5 shufflenet_v2_x1_0 shufflenet_v2_x1_5 shufflenet_v2_x2_0",
+            _SHUFFLENET,
+            "fc",
+        ),
+        *_family("mnasnet0_5 mnasnet0_75 mnasnet1_0 mnasnet1_3", ("layers",), "classifier.1"),
+        *_family(
+            "convnext_tiny convnext_small convnext_base convnext_large", _FEATURES, "classifier.2"
+        ),
+        *_family("squeezenet1_0 squeezenet1_1", _FEATURES, "classifier.1"),
+        *_family("alexnet", _FEATURES, "classifier.6", smallest_image=63),
     )
 }
 
 BACKBONES: tuple[str, ...] = tuple(sorted(_BACKBONES))
+
+_TRANSFORMER = "it is a transformer, and capsprune prunes the channels of convolutions"
+_OWN_INPUTS = (
+    "it normalises images in its own way and has auxiliary classifiers, which its trunk would lack"
+)
+#: torchvision's other classification networks, by how their names begin, and what is wrong.
+_REFUSED: dict[str, str] = {
+    "vit_": _TRANSFORMER,
+    "swin_": _TRANSFORMER,
+    "maxvit_": _TRANSFORMER,
+    "googlenet": _OWN_INPUTS,
+    "inception_v3": _OWN_INPUTS,
+}
 
 #: Below this image size MobileNetV1's stem keeps the resolution (see `MobileNetV1`).
 _SMALL_IMAGE = 64
@@ -48,12 +115,17 @@ def backbone(name: str) -> Backbone:
     """Look a backbone up.
 
     Raises:
-        ModelError: if there is none of this name; the message has the nearest names.
+        ModelError: if there is none of this name (the message has the nearest names), or it is one
+            that cannot be pruned (the message says why).
     """
-    try:
+    if name in _BACKBONES:
         return _BACKBONES[name]
-    except KeyError:
-        raise ModelError(unknown_name("model", name, BACKBONES)) from None
+    for prefix, reason in _REFUSED.items():
+        if name.startswith(prefix):
+            raise ModelError(
+                f"{name} cannot be used: {reason}; choose another backbone, such as resnet50."
+            )
+    raise ModelError(unknown_name("model", name, BACKBONES))
 
 
 def backbone_arguments(name: str, image_size: int) -> dict[str, Any]:
@@ -62,16 +134,15 @@ def backbone_arguments(name: str, image_size: int) -> dict[str, Any]:
     Raises:
         ModelError: if the name is unknown, or the image size is too small for the backbone.
     """
-    spec = backbone(name)
+    smallest = backbone(name).smallest_image
     arguments: dict[str, Any] = {}
-    stride = spec.stride
     if name == "mobilenet_v1":
         arguments["stem_stride"] = 1 if image_size < _SMALL_IMAGE else 2
-        stride = 16 * arguments["stem_stride"]
-    if image_size < stride:
+        smallest = 16 * arguments["stem_stride"]
+    if image_size < smallest:
         raise ModelError(
-            f"An image size of {image_size} is too small for {name}, whose feature map has one "
-            f"position for every {stride} pixels; give --image-size {stride} or more."
+            f"An image size of {image_size} is too small for {name}, of which nothing would reach "
+            f"the feature map; give --image-size {smallest} or more."
         )
     return arguments
 
@@ -92,9 +163,13 @@ def build_backbone(name: str, num_classes: int, **arguments: Any) -> nn.Module:
         from capsprune.backbones.mobilenet_v1 import MobileNetV1
 
         return MobileNetV1(num_classes=num_classes, **arguments)
+    import torch
     import torchvision
 
-    model: nn.Module = torchvision.models.get_model(
-        name, weights=None, num_classes=num_classes, **arguments
-    )
-    return model
+    device = torch.get_default_device()
+    # RegNet computes its widths with tensors, so that it cannot be built without values.
+    with torch.device("cpu" if name.startswith("regnet_") else device):
+        model: nn.Module = torchvision.models.get_model(
+            name, weights=None, num_classes=num_classes, **arguments
+        )
+    return model.to(device)

@@ -21,8 +21,13 @@ def trunk_of(name: str, model: nn.Module) -> nn.Sequential:
     Returns:
         A module that maps images [batch, 3, H, W] to features [batch, S, K, K].
     """
-    children = backbone(name).trunk_children
-    return nn.Sequential(OrderedDict((child, model.get_submodule(child)) for child in children))
+    spec = backbone(name)
+    parts = OrderedDict((child, model.get_submodule(child)) for child in spec.trunk_children)
+    if spec.relu_behind:
+        parts["relu_behind"] = nn.ReLU()
+    trunk = nn.Sequential(parts)
+    trunk.training = model.training  # a new module would claim to be in training mode
+    return trunk
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ import pickle
 import socket
 import sys
 import warnings
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from capsprune.errors import CheckpointError, ModelError
 
 #: Seconds after which a server that does not answer counts as out of reach.
 _CONNECT_TIMEOUT_S = 10.0
+#: What wrappers of a model put before the names of its tensors.
+_PREFIXES = ("module.", "_orig_mod.", "_net.")
 #: Keys under which training scripts commonly keep the weights inside a larger dictionary.
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
 
@@ -58,8 +61,8 @@ def initialise(model: nn.Module, name: str, weights: str) -> str:
 def read_state_dict(path: Path) -> dict[str, Tensor]:
     """Read a state dict from a `.safetensors` file or a PyTorch file without running any pickle.
 
-    Wrappers (`{"state_dict": ...}`) and the prefixes of `DataParallel` and `torch.compile` are
-    taken off.
+    Wrappers (`{"state_dict": ...}`) and the prefixes of `DataParallel`, `torch.compile` and
+    EagleEye's model wrapper are taken off.
 
     Raises:
         CheckpointError: if the file is missing, truncated, foreign, or carries a pickled object.
@@ -108,11 +111,9 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 
 
 def _plain_name(key: str) -> str:
-    while True:
-        shorter = key.removeprefix("module.").removeprefix("_orig_mod.")
-        if shorter == key:
-            return key
-        key = shorter
+    while prefix := next((p for p in _PREFIXES if key.startswith(p)), None):
+        key = key.removeprefix(prefix)
+    return key
 
 
 def _imagenet_state(name: str) -> dict[str, Tensor]:
@@ -153,7 +154,11 @@ def _load(model: nn.Module, name: str, state: dict[str, Tensor], source: str) ->
     kept = dict(state)
     note = ""
     weight = f"{classifier}.weight"
-    if weight in kept and kept[weight].dim() == 2 and kept[weight].shape[0] != own[weight].shape[0]:
+    if (
+        weight in kept
+        and kept[weight].dim() == own[weight].dim()
+        and kept[weight].shape[0] != own[weight].shape[0]
+    ):
         note = f", classifier drawn anew ({own[weight].shape[0]} classes)"
         for key in (weight, f"{classifier}.bias"):
             kept.pop(key, None)
@@ -177,5 +182,19 @@ def _load(model: nn.Module, name: str, state: dict[str, Tensor], source: str) ->
         raise CheckpointError(
             f"{source} has a tensor '{extra[0]}' that {name} lacks; give the file's own --model."
         )
-    model.load_state_dict(kept)
+    model.load_state_dict(with_versions(model, kept))
     return note
+
+
+def with_versions(model: nn.Module, state: Mapping[str, Tensor]) -> OrderedDict[str, Tensor]:
+    """Add the versions that modules give their state dicts, which files of tensors do not keep.
+
+    MNASNet refuses to load without.
+
+    Args:
+        model: what will load the state dict.
+        state: its tensors by name.
+    """
+    versioned = OrderedDict(state)
+    versioned._metadata = model.state_dict()._metadata  # type: ignore[attr-defined]
+    return versioned

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import uuid
 
+import torch
+
+from capsprune.backbones.registry import build_backbone
 from capsprune.backbones.trunk import trunk_of, trunk_output
 from capsprune.capsules import CapsuleNetwork
 from capsprune.checkpoint import Checkpoint, describe, load_checkpoint
@@ -27,21 +30,21 @@ def profile(options: ProfileOptions, session: Session) -> StageRecord:
     """Measure three networks side by side in ONNX Runtime.
 
     They are the unpruned backbone with its linear classifier, the unpruned backbone with an
-    untrained capsule head, and the run's pruned capsule network.
+    untrained capsule head, and the run's pruned capsule network. Where the pruned backbone was
+    imported and the run has no baseline, the unpruned one is untrained, which costs the same.
 
     Raises:
         CapspruneError: if nothing was exported yet, or the provider is not there.
     """
     run = session.run
     exported = run.require("onnx", "profile")
-    run.require("baseline", "profile")
     resolve_provider(options.provider)
     stage = Stage.of(session, "profile", options, exported.id)
     if record := stage.done():
         return record
 
     pruned_capsules = load_checkpoint(run.path("caps"))
-    unpruned = load_checkpoint(run.path("baseline"))
+    unpruned = _unpruned(session, pruned_capsules)
     variants = {
         UNPRUNED_LINEAR: unpruned,
         UNPRUNED_CAPSULES: _with_untrained_head(unpruned, pruned_capsules),
@@ -83,6 +86,31 @@ def profile(options: ProfileOptions, session: Session) -> StageRecord:
     result = work / "profile.json"
     result.write_text(json.dumps(summary, indent=1) + "\n")
     return stage.commit(result, uuid.uuid4().hex, summary)
+
+
+def _unpruned(session: Session, pruned: Checkpoint) -> Checkpoint:
+    """The run's baseline, or an untrained one where the run has none."""
+    run = session.run
+    if "baseline" in run.stages:
+        run.require("baseline", "profile")
+        return load_checkpoint(run.path("baseline"))
+    described = pruned.architecture
+    session.progress.say(
+        f"The run has no baseline: an untrained {described.model} stands for the unpruned one"
+    )
+    torch.manual_seed(run.seed)
+    network = build_backbone(
+        described.model, len(described.data.class_names), **described.arguments
+    ).eval()
+    architecture = describe(
+        network,
+        model=described.model,
+        arguments=described.arguments,
+        data=described.data,
+        parent=None,
+        metrics={},
+    )
+    return Checkpoint(network, architecture)
 
 
 def _with_untrained_head(unpruned: Checkpoint, like: Checkpoint) -> Checkpoint:

@@ -56,7 +56,7 @@ class Session:
 
         Args:
             name: of the data set.
-            root: where data sets lie; None for where the run's baseline found them.
+            root: where data sets lie; None for where the run's first stage found them.
             image_size: pixels a side shown to the network.
 
         Raises:
@@ -93,6 +93,7 @@ class Session:
             yield prepared, labels.to(device)
 
     def _known_root(self) -> Path | None:
-        baseline = self.run.stages.get("baseline")
-        root = baseline.summary.get("data_root") if baseline is not None else None
+        stages = self.run.stages
+        first = stages.get("baseline") or stages.get("pruned")
+        root = first.summary.get("data_root") if first is not None else None
         return Path(root) if root else None

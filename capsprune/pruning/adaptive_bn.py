@@ -14,7 +14,8 @@ def recalibrate(model: nn.Module, batches: Iterable[Tensor]) -> None:
 
     Pruning removes inputs of each layer, so the statistics gathered before no longer hold. They are
     forgotten, and become the plain average over the batches given. Nothing else changes: no weight
-    does, and layers other than batch norms stay in evaluation mode.
+    does, and layers other than batch norms stay in evaluation mode. A network without batch norms
+    has nothing to recompute.
 
     Args:
         model: the shrunk network; it comes back in evaluation mode.
@@ -23,6 +24,8 @@ def recalibrate(model: nn.Module, batches: Iterable[Tensor]) -> None:
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     momenta = [norm.momentum for norm in norms]
     model.eval()
+    if not norms:
+        return
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # the cumulative average

@@ -1,8 +1,8 @@
 """What a network costs after pruning, computed from channel counts alone.
 
 Multiply-accumulates (MACs) are those of convolutions and linear layers for one image, one
-multiplication with its addition counting once (fvcore's convention for these operators). Batch
-norm counts nothing: at inference it is part of the convolution before it.
+multiplication with its addition counting once (fvcore's convention for these operators). Norms
+count nothing: at inference a batch norm is part of the convolution before it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from capsprune.pruning.groups import Axis, Dependencies, axis_size, is_depthwise
+from capsprune.pruning.groups import (
+    NORMS,
+    Axis,
+    Dependencies,
+    axis_size,
+    channel_parameters,
+    is_depthwise,
+)
 
 
 @torch.no_grad()
@@ -22,7 +29,7 @@ def count_positions(model: nn.Module, image_size: int) -> dict[str, int]:
     """Count how often each convolution and linear layer is applied to one image.
 
     Returns:
-        Output positions (height x width; 1 for a linear layer), by layer name.
+        Output positions (height x width; 1 for a linear layer behind pooling), by layer name.
     """
     positions: dict[str, int] = {}
     handles = []
@@ -30,7 +37,8 @@ def count_positions(model: nn.Module, image_size: int) -> dict[str, int]:
         if isinstance(layer, (nn.Conv2d, nn.Linear)):
 
             def record(module: nn.Module, args: object, output: Tensor, name: str = name) -> None:
-                count = output.shape[2] * output.shape[3] if output.dim() == 4 else 1
+                # Convolutions have their channels second, linear layers last.
+                count = output.numel() // axis_size(module, "out")
                 positions[name] = positions.get(name, 0) + count
 
             handles.append(layer.register_forward_hook(record))
@@ -73,8 +81,9 @@ class CostModel:
     group; a layer's cost is the product of its two axes times a constant.
     """
 
-    #: Channels of each group in the unpruned network, [G].
+    #: Units of each group in the unpruned network, and channels in a unit, [G].
     channels: NDArray[np.int64]
+    widths: NDArray[np.int64]
     #: Input channels of each layer: `kept @ inputs + inputs_fixed`, [G, L] and [L].
     inputs: NDArray[np.float64]
     inputs_fixed: NDArray[np.float64]
@@ -84,7 +93,7 @@ class CostModel:
     #: MACs, and weights, for each pair of input and output channel, [L].
     macs_per_pair: NDArray[np.float64]
     weights_per_pair: NDArray[np.float64]
-    #: Parameters for each output channel: biases, and batch norm's scale and shift, [L].
+    #: Parameters for each output channel: biases, and a norm's scale and shift, [L].
     parameters_per_output: NDArray[np.float64]
 
     @classmethod
@@ -101,20 +110,22 @@ class CostModel:
         inputs, inputs_fixed, outputs, outputs_fixed = [], [], [], []
         macs, weights, per_output = [], [], []
         for name, layer in model.named_modules():
-            if isinstance(layer, nn.BatchNorm2d):
+            linear, fixed = np.zeros(group_count), 1.0  # one input for each output
+            if isinstance(layer, NORMS):
                 pair, repeats = 0, 0
-                bias = 2 if layer.affine else 0
+                bias = sum(1 for _ in layer.parameters())
             elif isinstance(layer, nn.Conv2d):
                 pair, repeats = layer.kernel_size[0] * layer.kernel_size[1], positions[name]
                 bias = int(layer.bias is not None)
+                if not is_depthwise(layer):
+                    linear, fixed = _axis(layer, name, "in", dependencies)
+                    # An output of a grouped convolution sees the inputs of its own group.
+                    linear, fixed = linear / layer.groups, fixed / layer.groups
             elif isinstance(layer, nn.Linear):
                 pair, repeats, bias = 1, positions[name], int(layer.bias is not None)
+                linear, fixed = _axis(layer, name, "in", dependencies)
             else:
                 continue
-            if is_depthwise(layer) or isinstance(layer, nn.BatchNorm2d):
-                linear, fixed = np.zeros(group_count), 1.0  # one input for each output
-            else:
-                linear, fixed = _axis(layer, name, "in", dependencies)
             inputs.append(linear)
             inputs_fixed.append(fixed)
             linear, fixed = _axis(layer, name, "out", dependencies)
@@ -123,8 +134,18 @@ class CostModel:
             macs.append(pair * repeats)
             weights.append(pair)
             per_output.append(bias)
+        for name, parameter in channel_parameters(model):
+            inputs.append(np.zeros(group_count))
+            inputs_fixed.append(1.0)
+            linear, fixed = _axis(parameter, name, "out", dependencies)
+            outputs.append(linear)
+            outputs_fixed.append(fixed)
+            macs.append(0)
+            weights.append(0)
+            per_output.append(1)
         return cls(
             channels=dependencies.channels,
+            widths=dependencies.widths,
             inputs=np.stack(inputs, axis=1),
             inputs_fixed=np.array(inputs_fixed),
             outputs=np.stack(outputs, axis=1),
@@ -138,7 +159,7 @@ class CostModel:
         """Count MACs for one image.
 
         Args:
-            kept: channels kept in each group, [..., G].
+            kept: units kept in each group, [..., G].
 
         Returns:
             MACs, [...]. Exact: all products stay far below 2^53.
@@ -173,14 +194,14 @@ class CostModel:
 
 
 def _axis(
-    layer: nn.Module, name: str, axis: Axis, dependencies: Dependencies
+    layer: nn.Module | nn.Parameter, name: str, axis: Axis, dependencies: Dependencies
 ) -> tuple[NDArray[np.float64], float]:
-    """How many positions of an axis each channel of each group owns, and how many none owns."""
+    """How many positions of an axis each unit of each group owns, and how many none owns."""
     owned = np.zeros(len(dependencies.groups))
     owners = dependencies.owners.get((name, axis))
     if owners is None:
         return owned, float(axis_size(layer, axis))
     for index, group in enumerate(dependencies.groups):
-        # Each channel of a group owns equally many positions (49 behind a 7 x 7 flatten, say).
+        # Each unit of a group owns equally many positions (49 behind a 7 x 7 flatten, say).
         owned[index] = np.count_nonzero(owners.group == index) / group.channels
     return owned, float(np.count_nonzero(owners.group < 0))

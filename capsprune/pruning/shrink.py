@@ -11,7 +11,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from capsprune.errors import CheckpointError, ModelError
-from capsprune.pruning.groups import PRUNABLE_LAYERS, Dependencies, is_depthwise
+from capsprune.pruning.groups import (
+    NORMS,
+    PRUNABLE_LAYERS,
+    Dependencies,
+    axis_size,
+    channel_dim,
+    channel_parameters,
+    is_depthwise,
+)
 
 
 @torch.no_grad()
@@ -29,7 +37,7 @@ def shrink(
         model: the unpruned network, which is left as it is.
         dependencies: its groups.
         rankings: for each group its channels, those to keep longest first.
-        kept: how many channels to keep in each group, at least 1, [G].
+        kept: how many units of channels to keep in each group, at least 1, [G].
 
     Returns:
         A smaller network of the same class. It shares no tensor with `model`.
@@ -71,7 +79,9 @@ def shrink(
             if outputs is not None and part.dim() > 0:
                 part = part.index_select(0, outputs.to(part.device))
             if inputs is not None and not depthwise and key == "weight":
-                part = part.index_select(1, inputs.to(part.device))
+                # The same offsets stay in each group of a grouped convolution: the first tells all.
+                columns = inputs[inputs < part.shape[1]]
+                part = part.index_select(1, columns.to(part.device))
             if part.data_ptr() == tensor.data_ptr():
                 part = part.clone()
             if tensor.dim() == 4:
@@ -86,6 +96,11 @@ def shrink(
             for axis, positions in (("in", inputs), ("out", outputs))
             if positions is not None
         }
+    for name, parameter in channel_parameters(model):
+        if (name, "out") in selected:
+            chosen = selected[(name, "out")].to(parameter.device)
+            part = parameter.detach().index_select(channel_dim(name, parameter), chosen)
+            memo[id(parameter)] = nn.Parameter(part, parameter.requires_grad)
     smaller = copy.deepcopy(model, memo)
     for name, count in counts.items():
         _set_counts(smaller.get_submodule(name), **{f"{k}_count": v for k, v in count.items()})
@@ -96,16 +111,17 @@ def layer_channels(model: nn.Module) -> dict[str, dict[str, int]]:
     """Read the channel counts of every layer: what is needed to rebuild a pruned network.
 
     Returns:
-        By layer name, "in" and "out" counts (batch norms have only "out").
+        By layer name, "in" and "out" counts (norms, and parameters outside of layers, have only
+        "out").
     """
     channels: dict[str, dict[str, int]] = {}
     for name, layer in model.named_modules():
-        if isinstance(layer, nn.Conv2d):
-            channels[name] = {"in": layer.in_channels, "out": layer.out_channels}
-        elif isinstance(layer, nn.Linear):
-            channels[name] = {"in": layer.in_features, "out": layer.out_features}
-        elif isinstance(layer, nn.BatchNorm2d):
-            channels[name] = {"out": layer.num_features}
+        if isinstance(layer, NORMS):
+            channels[name] = {"out": axis_size(layer, "out")}
+        elif isinstance(layer, PRUNABLE_LAYERS):
+            channels[name] = {"in": axis_size(layer, "in"), "out": axis_size(layer, "out")}
+    for name, parameter in channel_parameters(model):
+        channels[name] = {"out": axis_size(parameter, "out")}
     return channels
 
 
@@ -124,26 +140,43 @@ def resize_layers(model: nn.Module, channels: dict[str, dict[str, int]]) -> None
     if set(own) != set(channels):
         odd = sorted(set(own) ^ set(channels))[0]
         raise CheckpointError(f"one of the two networks has no layer '{odd}'")
+    scales = dict(channel_parameters(model))
     for name, counts in channels.items():
         if counts == own[name]:
             continue
-        layer = model.get_submodule(name)
         inputs = counts.get("in", 1)
         outputs = counts["out"]
         if inputs < 1 or outputs < 1:
             raise CheckpointError(f"layer '{name}' has no channels")
-        shape: tuple[int, ...] = (outputs,)
+        if name in scales:
+            owner, _, key = name.rpartition(".")
+            shape = list(scales[name].shape)
+            shape[channel_dim(name, scales[name])] = outputs
+            _resize_parameter(model.get_submodule(owner), key, shape)
+            continue
+        layer = model.get_submodule(name)
+        shape = [outputs]
         if isinstance(layer, nn.Conv2d):
-            shape = (outputs, 1 if is_depthwise(layer) else inputs, *layer.kernel_size)
+            groups = outputs if is_depthwise(layer) else layer.groups
+            if inputs % groups or outputs % groups:
+                raise CheckpointError(
+                    f"layer '{name}' has {inputs} inputs and {outputs} outputs, which its {groups} "
+                    "groups do not divide"
+                )
+            shape = [outputs, inputs // groups, *layer.kernel_size]
         elif isinstance(layer, nn.Linear):
-            shape = (outputs, inputs)
-        for key, parameter in layer.named_parameters(recurse=False):
-            size = shape if key == "weight" else (outputs,)
-            setattr(layer, key, nn.Parameter(parameter.new_empty(size), parameter.requires_grad))
+            shape = [outputs, inputs]
+        for key, _ in list(layer.named_parameters(recurse=False)):
+            _resize_parameter(layer, key, shape if key == "weight" else [outputs])
         for key, buffer in layer.named_buffers(recurse=False):
             if buffer.dim() > 0:
                 setattr(layer, key, buffer.new_empty(outputs))
         _set_counts(layer, in_count=inputs, out_count=outputs)
+
+
+def _resize_parameter(owner: nn.Module, name: str, shape: list[int]) -> None:
+    parameter = getattr(owner, name)
+    setattr(owner, name, nn.Parameter(parameter.new_empty(shape), parameter.requires_grad))
 
 
 def _set_counts(
@@ -162,6 +195,8 @@ def _set_counts(
         layer.out_features = out_count if out_count is not None else layer.out_features
     elif isinstance(layer, nn.BatchNorm2d) and out_count is not None:
         layer.num_features = out_count
+    elif isinstance(layer, nn.LayerNorm) and out_count is not None:
+        layer.normalized_shape = (out_count,)
 
 
 def _memory_format(tensor: Tensor) -> torch.memory_format:

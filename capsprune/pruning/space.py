@@ -153,7 +153,7 @@ class SearchSpace:
 
     def kept(self, fractions: Fractions) -> NDArray[np.int64]:
         """Count the channels kept in each group, [..., G]."""
-        return kept_channels(fractions, self.cost.channels, self.round_to)
+        return kept_channels(fractions, self.cost.channels, self.round_to, self.cost.widths)
 
     def meets(self, fractions: Fractions) -> NDArray[np.bool_]:
         """Tell which strategies [..., G] lie on the target, [...]."""

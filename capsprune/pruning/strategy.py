@@ -46,12 +46,14 @@ class Strategy:
         return np.array([self.fractions[name] for name in dependencies.names])
 
     def kept(self, dependencies: Dependencies) -> NDArray[np.int64]:
-        """Count the channels kept in each group, [G].
+        """Count the units of channels kept in each group, [G].
 
         Raises:
             StrategyError: if the strategy does not name exactly the groups of the network.
         """
-        return kept_channels(self.array(dependencies), dependencies.channels, self.round_to)
+        return kept_channels(
+            self.array(dependencies), dependencies.channels, self.round_to, dependencies.widths
+        )
 
     def to_dict(self) -> dict[str, object]:
         """Give the strategy as it is written to JSON."""
@@ -65,23 +67,28 @@ class Strategy:
 
 
 def kept_channels(
-    fractions: NDArray[np.float64], channels: NDArray[np.int64], round_to: int = 1
+    fractions: NDArray[np.float64],
+    channels: NDArray[np.int64],
+    round_to: int = 1,
+    widths: NDArray[np.int64] | int = 1,
 ) -> NDArray[np.int64]:
-    """Count the channels kept in each group: all but `floor(fraction x channels)`, at least one.
+    """Count the units kept in each group: all but `floor(fraction x units)`, at least one.
 
     Args:
         fractions: removed fractions, [..., G].
-        channels: channels of each group, [G].
-        round_to: keep the nearest multiple of this many, at least one; a group with fewer channels
-            keeps all of them.
+        channels: units of each group, [G]; one channel each, but for `widths`.
+        round_to: keep the nearest multiple of this many channels, at least one; a group with fewer
+            channels keeps all of them.
+        widths: channels in a unit of each group, [G].
 
     Returns:
-        Kept channels, [..., G].
+        Kept units, [..., G].
     """
+    # So many units make the least common multiple of their width and what is rounded to.
+    step = round_to // np.gcd(round_to, widths)
     kept = channels - np.floor(fractions * channels).astype(np.int64)
-    if round_to > 1:
-        kept = (kept + round_to // 2) // round_to * round_to
-    return np.clip(kept, np.minimum(round_to, channels), channels)
+    kept = (kept + step // 2) // step * step
+    return np.clip(kept, np.minimum(step, channels), channels)
 
 
 def read_strategy(path: Path, model: str) -> Strategy:

@@ -48,14 +48,17 @@ def print_checkpoint(title: str, summary: Summary, path: str, seconds: float) ->
     ]
     if "weights" in summary:
         rows.append(("starting weights", summary["weights"]))
+    if "imported" in summary:
+        rows.append(("imported from", f"{summary['imported']}, {summary['classifier']}"))
     if "flops_ratio" in summary:
         rows.append(("FLOPs that remain", percent(summary["flops_ratio"])))
     if "candidates" in summary:
         rows.append(("candidates tried", str(summary["candidates"])))
     if "accuracy_before_finetuning" in summary:
         rows.append(("before fine-tuning", percent(summary["accuracy_before_finetuning"])))
-    rows.append(("test accuracy", percent(summary["accuracy"])))
-    rows.append(("epochs", f"{summary['epochs']} (kept number {summary['kept_epoch']})"))
+    rows.append(("test accuracy", percent(summary.get("accuracy"))))
+    if "epochs" in summary:
+        rows.append(("epochs", f"{summary['epochs']} (kept number {summary['kept_epoch']})"))
     rows += _cost_rows(summary)
     rows += [("time", f"{seconds:.0f} s"), ("checkpoint", path)]
     _print_pairs(title, rows)
@@ -141,7 +144,7 @@ def print_result(stages: Mapping[str, Summary], files: Iterable[tuple[str, str]]
             summary = stages[stage]
             table.add_row(
                 title,
-                percent(summary["accuracy"]),
+                percent(summary.get("accuracy")),
                 count(summary["forward_macs"]),
                 count(summary["parameters"]),
                 str(summary.get("primary_capsules", "")),

@@ -1,5 +1,6 @@
 import pytest
 import torch
+import torchvision
 from torch import nn
 
 from capsprune.backbones.registry import (
@@ -22,8 +23,30 @@ CHANNELS = {
 }
 
 
-def test_every_backbone_is_known():
-    assert set(BACKBONES) == set(CHANNELS)
+def test_torchvision_s_classification_networks_are_known_or_refused_with_a_reason():
+    refused = set()
+    for name in torchvision.models.list_models(module=torchvision.models):
+        if name not in BACKBONES:
+            with pytest.raises(ModelError, match=rf"^{name} cannot be used: it .*; choose"):
+                backbone(name)
+            refused.add(name.split("_")[0])
+    assert refused == {"vit", "swin", "maxvit", "googlenet", "inception"}
+    assert set(CHANNELS) < set(BACKBONES)
+    assert set(BACKBONES) - {"mobilenet_v1"} < set(torchvision.models.list_models())
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_the_smallest_image_leaves_a_feature_map(name):
+    if name == "regnet_y_128gf":
+        pytest.skip("its 640 million weights are drawn before they can be dropped")
+    least = backbone(name).smallest_image
+    with torch.device("meta"):  # shapes alone
+        model = build_backbone(name, 3, **backbone_arguments(name, least))
+        trunk = trunk_of(name, model.eval())
+        channels, size = trunk_output(trunk, least)
+        assert channels >= 8 and size >= 1
+        assert model(torch.zeros(2, 3, least, least)).shape == (2, 3)
+    assert isinstance(model.get_submodule(backbone(name).classifier), nn.Linear | nn.Conv2d)
 
 
 @pytest.mark.parametrize("name", sorted(CHANNELS))

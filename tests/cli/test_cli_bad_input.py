@@ -54,6 +54,8 @@ def picture(path: Path, shade: int = 0) -> None:
     [
         (("train", "--model", "resnet5"), ("resnet50",)),
         (("prune", "--model", "mobilenetv1"), ("mobilenet_v1",)),
+        (("inspect", "--model", "vit_b_16"), ("vit_b_16 cannot be used", "transformer")),
+        (("train", "--model", "googlenet"), ("googlenet cannot be used", "auxiliary classifiers")),
         (("train", "--model", "resnet18", "--data", "cifar"), ("cifar10",)),
         (("train", "--model", "resnet18", "--data", "imagefolder:"), ("imagefolder:PATH",)),
         (("prune", "--model", "resnet18", "--flops", 0), ("--flops", "greater than 0")),

@@ -60,9 +60,31 @@ def test_the_network_comes_back_unchanged(tiny, training):
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
-def test_a_grouped_convolution_is_refused_by_name():
+def test_a_grouped_convolution_keeps_its_groups_equally_large():
     model = nn.Sequential(
         nn.Conv2d(3, 8, 3), nn.Conv2d(8, 16, 3, groups=4), nn.Flatten(), nn.Linear(16 * 16, 2)
     )
-    with pytest.raises(ModelError, match="'1' is a grouped convolution"):
-        find_groups(model, classifier="3", image_size=8)
+    dependencies = find_groups(model, classifier="3", image_size=8)
+    assert [(g.name, g.channels, g.width) for g in dependencies.groups] == [
+        ("0", 2, 4),
+        ("1", 4, 4),
+    ]
+    assert dependencies.owners["0", "out"].channel.tolist() == [0, 1] * 4
+    assert dependencies.owners["1", "out"].channel.tolist() == [0, 1, 2, 3] * 4
+    owners = dependencies.owners["3", "in"]
+    assert owners.channel.tolist() == [position // 16 % 4 for position in range(256)]
+
+
+def test_a_group_that_can_only_go_as_a_whole_stays_and_says_why():
+    model = nn.Sequential(
+        *(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 8, 1, groups=4), nn.Conv2d(8, 6, 1)),
+        *(nn.Flatten(), nn.Linear(6, 2)),
+    )
+    dependencies = find_groups(model, classifier="4", image_size=1)
+    assert dependencies.names == ("1", "2")
+    assert dependencies.unpruned == {"0": "its channels can only be removed all together"}
+
+
+def test_a_network_that_nothing_can_be_removed_from_is_refused():
+    with pytest.raises(ModelError, match="found no channels"):
+        find_groups(nn.Sequential(nn.Flatten(), nn.Linear(12, 2)), classifier="1", image_size=2)

@@ -130,7 +130,9 @@ def test_a_shrunk_network_trains(tiny):
     optimizer = torch.optim.SGD(smaller.parameters(), lr=0.1)
     nn.functional.cross_entropy(smaller(tiny.images(6)), torch.arange(6) % 4).backward()
     optimizer.step()
-    assert all(not torch.equal(p, before[name]) for name, p in smaller.named_parameters())
+    for name, parameter in smaller.named_parameters():
+        if name != "stem.bias":  # the batch norm behind it takes it away again
+            assert not torch.equal(parameter, before[name]), name
 
 
 def test_channels_last_stays(tiny):

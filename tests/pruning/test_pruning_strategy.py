@@ -126,3 +126,11 @@ def test_an_unknown_group_gives_the_nearest(tiny):
 def test_a_group_left_out_is_named(tiny):
     with pytest.raises(StrategyError, match="nothing of group 'inner'"):
         Strategy("tiny", 0.5, {"stem": 0.1}).kept(tiny.dependencies)
+
+
+@pytest.mark.parametrize(("round_to", "width"), [(8, 1), (8, 4), (8, 32), (8, 12), (1, 3)])
+def test_rounding_counts_channels_where_units_have_several(round_to, width):
+    units = np.full(7, 24)
+    kept = kept_channels(np.linspace(0, 0.99, 7), units, round_to, np.full(7, width))
+    assert (kept * width % round_to == 0).all()
+    assert kept[0] == 24 and (kept >= 1).all() and kept[-1] < 12

@@ -1,0 +1,72 @@
+"""Help torch-pruning to trace networks that shuffle their channels.
+
+ShuffleNetV2 splits its channels into halves, joins them and shuffles. torch-pruning does not follow
+a channel through that. A channel of one half also cannot go alone: the halves must stay equally
+large in every unit of a stage, each of which halves another order of the channels. So what enters
+and leaves a unit stays whole, and only what lies between is pruned: nearly all of the FLOPs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from torchvision.models.shufflenetv2 import InvertedResidual
+
+_REASON = "its channels are split into halves and shuffled, which must stay equally large"
+_NAME = "capsprune_barrier"
+
+
+@contextmanager
+def barriers_for_shuffles(model: nn.Module) -> Iterator[dict[int, str]]:
+    """Put a 1 x 1 convolution in the place of each split and shuffle while a network is traced.
+
+    Dependencies end at a convolution, so they end there too.
+
+    Args:
+        model: the network; it comes back as it was.
+
+    Yields:
+        By identity of each such convolution, why the channels that reach it must stay.
+    """
+    from torchvision.models.shufflenetv2 import InvertedResidual
+
+    barriers: dict[int, str] = {}
+    units = [module for module in model.modules() if isinstance(module, InvertedResidual)]
+    try:
+        for unit in units:
+            device = next(unit.parameters()).device
+            half = unit.branch2[5].out_channels
+            # With stride 2 both branches see all channels.
+            splits = [
+                nn.Conv2d(2 * half, half, 1, device=device) for _ in range(2) if unit.stride == 1
+            ]
+            shuffle = nn.Conv2d(2 * half, 2 * half, 1, device=device)
+            added = nn.ModuleList([*splits, shuffle])
+            barriers |= {id(conv): _REASON for conv in added}
+            unit.add_module(_NAME, added)
+            unit.forward = _traced(unit, splits, shuffle)
+        yield barriers
+    finally:
+        for unit in units:
+            unit.__dict__.pop("forward", None)
+            if hasattr(unit, _NAME):
+                delattr(unit, _NAME)
+
+
+def _traced(
+    unit: InvertedResidual, splits: list[nn.Conv2d], shuffle: nn.Conv2d
+) -> Callable[[Tensor], Tensor]:
+    """A unit's forward pass with barriers instead of splitting and shuffling."""
+
+    def forward(x: Tensor) -> Tensor:
+        left, right = (split(x) for split in splits) if splits else (x, x)
+        joined = torch.cat((unit.branch1(left), unit.branch2(right)), dim=1)
+        return shuffle(joined)
+
+    return forward
