@@ -29,8 +29,8 @@ from capsprune.export import export_onnx
 from capsprune.pruning.cost import CostModel, count_macs, count_parameters
 from capsprune.pruning.groups import Dependencies, find_groups
 from capsprune.pruning.masking import masked
-from capsprune.pruning.search import SearchSpace
 from capsprune.pruning.shrink import shrink
+from capsprune.pruning.space import SearchSpace
 
 CLASSES = 10
 STRATEGIES = 3

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import torch
-from conftest import tiny_prunable
+from prunables import tiny_prunable
 
 import capsprune.pruning.evaluation as evaluation
 from capsprune.pruning.search import search
