@@ -84,7 +84,7 @@ def build(target: Path, *, machine: str | None = None) -> None:
             # No inline function of a library may be compiled for a processor that lacks these.
             options = (*flags, "-fno-exceptions", "-fno-rtti", *defines)
             commands.append(("kernels.cc", f"{name}.o", options))
-        for source in ("select.cc", "c_api.cc", "ort_op.cc"):
+        for source in ("select.cc", "c_api.cc", "ort_op.cc", "ort_api_check.cc"):
             defines = ("-DCAPSPRUNE_X86",) if x86 else ()
             commands.append((source, f"{source}.o", defines))
         objects = [str(Path(folder) / output) for _, output, _ in commands]
