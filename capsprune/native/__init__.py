@@ -11,6 +11,7 @@ import ctypes
 import functools
 import os
 from pathlib import Path
+from typing import Any
 
 from capsprune.native.build import LIBRARY
 
@@ -57,7 +58,7 @@ def _load(path: Path) -> ctypes.CDLL | None:
         return None
     pointer = ctypes.c_void_p
     sizes = ctypes.POINTER(ctypes.c_int64)
-    inputs = [sizes, ctypes.c_float, pointer, pointer, pointer, pointer, ctypes.c_int64]
+    inputs: list[Any] = [sizes, ctypes.c_float, pointer, pointer, pointer, pointer, ctypes.c_int64]
     library.capsprune_routing_forward.argtypes = [*inputs, pointer]
     library.capsprune_routing_backward.argtypes = [*inputs, *[pointer] * 4]
     library.capsprune_instruction_set.restype = ctypes.c_char_p

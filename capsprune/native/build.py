@@ -31,7 +31,14 @@ _FLAGS = (
     *("-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"),
 )
 _AVX2 = ("-mavx2", "-mfma")
-_AVX512 = (*_AVX2, "-mavx512f", "-mavx512vl", "-mavx512dq", "-mavx512bw", "-mprefer-vector-width=512")
+_AVX512 = (
+    *_AVX2,
+    "-mavx512f",
+    "-mavx512vl",
+    "-mavx512dq",
+    "-mavx512bw",
+    "-mprefer-vector-width=512",
+)
 #: Flags of each build of the kernels, by the name of its table and of its instruction set.
 _X86 = {
     ("kKernelsAvx512", "avx512"): _AVX512,
@@ -78,15 +85,14 @@ def build(target: Path, *, machine: str | None = None) -> None:
     x86 = machine in ("x86_64", "amd64")
     variants = _X86 if x86 else _ARM if machine in ("aarch64", "arm64") else _OTHER
     with tempfile.TemporaryDirectory(prefix="capsprune-") as folder:
-        commands = []
+        commands: list[tuple[str, str, tuple[str, ...]]] = []
         for (table, name), flags in variants.items():
             defines = (f"-DCAPSPRUNE_KERNELS={table}", f'-DCAPSPRUNE_KERNELS_NAME="{name}"')
             # No inline function of a library may be compiled for a processor that lacks these.
             options = (*flags, "-fno-exceptions", "-fno-rtti", *defines)
             commands.append(("kernels.cc", f"{name}.o", options))
         for source in ("select.cc", "c_api.cc", "ort_op.cc", "ort_api_check.cc"):
-            defines = ("-DCAPSPRUNE_X86",) if x86 else ()
-            commands.append((source, f"{source}.o", defines))
+            commands.append((source, f"{source}.o", ("-DCAPSPRUNE_X86",) if x86 else ()))
         objects = [str(Path(folder) / output) for _, output, _ in commands]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             list(
@@ -112,7 +118,9 @@ def _call(command: list[str], output: Path) -> None:
         [*command, "-o", str(output)], capture_output=True, text=True, check=False
     )
     if done.returncode != 0:
-        told = next((line for line in done.stderr.splitlines() if "error" in line), "no reason given")
+        told = next(
+            (line for line in done.stderr.splitlines() if "error" in line), "no reason given"
+        )
         raise NoCompiler(
             f"'{command[0]}' did not compile the op library ({told.strip()}); set CXX to a C++17 "
             "compiler."

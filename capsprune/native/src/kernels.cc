@@ -27,10 +27,7 @@ using capsprune::Problem;
 using capsprune::Status;
 
 // The votes of a tile are to stay in a core's second-level cache, beside sums that pass through it.
-#ifndef TILEKB
-#define TILEKB 384
-#endif
-constexpr int64_t kTileBytes = TILEKB << 10;
+constexpr int64_t kTileBytes = 512 << 10;
 // Capsules that backward takes at a time, and the blocks whose weight gradient is summed at once.
 constexpr int64_t kGradientTile = 4;
 constexpr int64_t kGroup = 8;
