@@ -6,6 +6,7 @@ Without one the package is pure Python and does the same, more slowly; `capsprun
 from __future__ import annotations
 
 import importlib.util
+import shutil
 import sysconfig
 import tempfile
 from pathlib import Path
@@ -16,6 +17,8 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 class OpLibraryHook(BuildHookInterface):
     """Adds the op library to the wheel, or lays it into the checkout for an editable install."""
+
+    folder: Path | None = None
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Build the library.
@@ -28,8 +31,8 @@ class OpLibraryHook(BuildHookInterface):
         builder = _load(package / "build.py")
         target = package / builder.LIBRARY
         if version != "editable":
-            folder = Path(tempfile.mkdtemp(prefix="capsprune-"))
-            target = folder / builder.LIBRARY
+            self.folder = Path(tempfile.mkdtemp(prefix="capsprune-"))
+            target = self.folder / builder.LIBRARY
         try:
             builder.build(target)
         except (builder.NoCompiler, OSError) as error:
@@ -41,6 +44,11 @@ class OpLibraryHook(BuildHookInterface):
         build_data["tag"] = f"py3-none-{platform}"
         if version != "editable":
             build_data["force_include"][str(target)] = f"capsprune/native/{builder.LIBRARY}"
+
+    def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
+        """Remove what was built, once it is in the wheel."""
+        if self.folder is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def _load(path: Path) -> Any:

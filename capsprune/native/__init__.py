@@ -17,14 +17,28 @@ from capsprune.native.build import LIBRARY
 
 #: Set to 0, it hides the library.
 SWITCH = "CAPSPRUNE_NATIVE"
+#: What the library must answer to `capsprune_abi`.
+ABI = 1
 
 
 def library_path() -> Path | None:
-    """Path of the op library; None where it was not built, or is switched off."""
-    path = Path(__file__).with_name(LIBRARY)
-    if os.environ.get(SWITCH) == "0" or not path.is_file():
+    """Path of the op library; None where it was not built, is of no use here, or switched off."""
+    return _path() if load() is not None else None
+
+
+def has_cuda() -> bool:
+    """Whether the library has the op for ONNX Runtime's CUDA provider too."""
+    library = load()
+    return library is not None and bool(library.capsprune_has_cuda())
+
+
+def why_missing() -> str | None:
+    """Why there is no op library, in a few words; None where there is one."""
+    if load() is not None:
         return None
-    return path
+    if os.environ.get(SWITCH) == "0":
+        return f"switched off by {SWITCH}=0"
+    return "not usable here, build it anew" if _path().is_file() else "not built"
 
 
 def instruction_set() -> str | None:
@@ -46,15 +60,24 @@ def use_instruction_set(name: str | None) -> bool:
 
 def load() -> ctypes.CDLL | None:
     """Load the op library once; None where there is none that can be loaded."""
-    path = library_path()
-    return None if path is None else _load(path)
+    path = _path()
+    if os.environ.get(SWITCH) == "0" or not path.is_file():
+        return None
+    return _load(path)
+
+
+def _path() -> Path:
+    return Path(__file__).with_name(LIBRARY)
 
 
 @functools.cache
 def _load(path: Path) -> ctypes.CDLL | None:
     try:
         library = ctypes.CDLL(str(path))
-    except OSError:  # Of another machine, or it needs a newer C++ library than there is.
+        if library.capsprune_abi() != ABI:
+            return None
+    except (OSError, AttributeError):
+        # Of another machine or version, or it needs a newer C++ library than there is.
         return None
     pointer = ctypes.c_void_p
     sizes = ctypes.POINTER(ctypes.c_int64)

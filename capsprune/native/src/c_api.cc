@@ -71,6 +71,18 @@ const Kernels* Chosen() {
 
 }  // namespace
 
+// The version of what is exported here; Python refuses a library of another one.
+CAPSPRUNE_EXPORT int capsprune_abi() { return 1; }
+
+// Whether the library has the op for ONNX Runtime's CUDA provider too.
+CAPSPRUNE_EXPORT int capsprune_has_cuda() {
+#if defined(CAPSPRUNE_CUDA)
+  return 1;
+#else
+  return 0;
+#endif
+}
+
 // The instruction set in use: "avx512", "avx2", "neon" or "baseline".
 CAPSPRUNE_EXPORT const char* capsprune_instruction_set() { return Chosen()->name; }
 
