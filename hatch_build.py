@@ -1,6 +1,7 @@
 """Compile the op library while the package is built, if there is a C++ compiler.
 
-Without one the package is pure Python and does the same, more slowly; `capsprune doctor` says which.
+Without one the package is pure Python and does the same, more slowly. `capsprune doctor` says which
+it is.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Measure the memory that one exported network takes, in a process of its own.
 
-    python -m capsprune.runtime.memory_probe FILE BATCH PROVIDER --image-size S [--threads N] [--portable]
+    python -m capsprune.runtime.memory_probe FILE BATCH PROVIDER --image-size S [--threads N]
 
 prints one JSON object. A fresh process is needed since memory that was freed once, by another
 network say, would hide what this one takes.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import statistics
@@ -156,13 +157,7 @@ def profile_variants(
             memory = _memory(path, batch, used, image_size, threads)
             p25, p50, p75 = np.percentile(one.seconds, [25, 50, 75]) * 1000
 
-            def share(native: bool, path: Path = path, used: str = used) -> float | None:
-                if used == "cuda":  # ONNX Runtime does not time the nodes there.
-                    return None
-                return routing_share_of(
-                    _node_events(path, images, used, threads, SHARE_RUNS, budget_seconds, native)
-                )
-
+            share = functools.partial(_routing_share, path, images, used, threads, budget_seconds)
             measurements.append(
                 Measurement(
                     variant=name,
@@ -312,6 +307,23 @@ def _node_events(
             if spent > budget_seconds / 4:
                 break
         return json.loads(Path(opened.end_profiling()).read_text())
+
+
+def _routing_share(
+    path: Path,
+    images: Images,
+    provider: str,
+    threads: int | None,
+    budget_seconds: float,
+    *,
+    native: bool,
+) -> float | None:
+    """Share of the time in all nodes spent in the routing's, where ONNX Runtime times the nodes."""
+    if provider == "cuda":
+        return None
+    return routing_share_of(
+        _node_events(path, images, provider, threads, SHARE_RUNS, budget_seconds, native)
+    )
 
 
 def _routing_kernel(path: Path, image_size: int, provider: str, threads: int | None) -> str | None:
