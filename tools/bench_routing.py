@@ -4,10 +4,11 @@
 
 float32, I = 256, D1 = 8, D2 = 16, 3 iterations. What is compared runs in turns, and medians are
 given, so that whatever else the machine does hits both. Extra memory is the peak of a process of
-its own above what was resident before. The floor of a figure is its arithmetic (votes once, and their
-sums and agreements) over the rate of a large matrix product, or the bytes that have to be moved
-(weight, inputs and outputs once) over the rate of a large copy, whichever is longer; both rates are
-measured in the same run.
+its own above what was resident before.
+
+The floor of a figure is its arithmetic (votes once, and their sums and agreements) over the rate of
+a large matrix product, or the bytes that have to be moved (weight, inputs and outputs once) over
+the rate of a large copy, whichever is longer; both rates are measured in the same run.
 """
 
 from __future__ import annotations

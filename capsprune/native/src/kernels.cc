@@ -257,8 +257,8 @@ void SumNarrow(const Problem& p, const float* votes, const float* poses, int64_t
   for (int64_t first = begin; first < end; first += tile_size) {
     const int64_t tile = Min(tile_size, end - first);
     const int64_t vectors = DivideUp(tile, kLanes);
-    Vec* logits = scratch;                            // [J, vectors]
-    Vec* inverse = logits + p.classes * vectors;      // [vectors]
+    Vec* logits = scratch;                        // [J, vectors]
+    Vec* inverse = logits + p.classes * vectors;  // [vectors]
     for (int64_t j = 0; j < p.classes; ++j) {
       float* logit = reinterpret_cast<float*>(logits + j * vectors);
       const float* vote = votes + (first * p.classes + j * tile) * p.d2;
@@ -303,10 +303,10 @@ struct Block {
   bool wide;
   // The samples that its sums have room for: the lanes of a wide one.
   int64_t width;
-  Vec* u;         // Wide: [I * D1].
-  float* poses;   // Sum of the poses of earlier iterations: [J, D2] vectors, or [count, J, D2].
-  float* sums;    // [chunks] of the same; the total inputs s.
-  float* votes;   // Narrow: [count, I, J, D2] in the order of tiles.
+  Vec* u;        // Wide: [I * D1].
+  float* poses;  // Sum of the poses of earlier iterations: [J, D2] vectors, or [count, J, D2].
+  float* sums;   // [chunks] of the same; the total inputs s.
+  float* votes;  // Narrow: [count, I, J, D2] in the order of tiles.
 };
 
 int64_t RoundUp(int64_t floats) { return DivideUp(floats, 16) * 16; }
@@ -383,13 +383,27 @@ class Routing {
       std::free(s_gradient);
       return Status::kOutOfMemory;
     }
-    Run(blocks_, [this](int64_t index) { Pack(all_[index]); });
-    for (int64_t t = 1; t < p_.iterations && status_ == Status::kDone; ++t) Iterate(t);
-    Run(blocks_ * chunks_, [this](int64_t index) {
-      Accumulate(all_[index / chunks_], index % chunks_, p_.iterations);
-    });
-    if (status_ == Status::kDone) {
+    // The forward pass once more, up to s of the last iteration.
+    if (chunks_ == 1) {
+      Run(blocks_, [&](int64_t index) {
+        const Block& block = all_[index];
+        Pack(block);
+        for (int64_t t = 1; t < p_.iterations; ++t) {
+          Accumulate(block, 0, t);
+          Finish(block, 0, p_.classes, t);
+        }
+        Accumulate(block, 0, p_.iterations);
+        FinishGradient(block, gradients.v, s_gradient);
+      });
+    } else {
+      Run(blocks_, [this](int64_t index) { Pack(all_[index]); });
+      for (int64_t t = 1; t < p_.iterations && status_ == Status::kDone; ++t) Iterate(t);
+      Run(blocks_ * chunks_, [this](int64_t index) {
+        Accumulate(all_[index / chunks_], index % chunks_, p_.iterations);
+      });
       Run(blocks_, [&](int64_t index) { FinishGradient(all_[index], gradients.v, s_gradient); });
+    }
+    if (status_ == Status::kDone) {
       Run(DivideUp(p_.capsules, kGradientTile), [&](int64_t index) {
         const int64_t first = index * kGradientTile;
         GradientTile(gradients, s_gradient, first, Min(kGradientTile, p_.capsules - first));
@@ -397,8 +411,7 @@ class Routing {
       if (gradients.bias != nullptr) BiasGradient(s_gradient, gradients.bias);
       // Without samples no tile was written.
       if (gradients.weight != nullptr && p_.batch == 0) {
-        std::memset(gradients.weight, 0,
-                    p_.classes * p_.capsules * p_.d1 * p_.d2 * sizeof(float));
+        std::memset(gradients.weight, 0, p_.classes * p_.capsules * p_.d1 * p_.d2 * sizeof(float));
       }
     }
     std::free(all_);
@@ -425,9 +438,7 @@ class Routing {
     return block;
   }
 
-  int64_t PoseFloats(const Block& block) const {
-    return RoundUp(block.width * p_.classes * p_.d2);
-  }
+  int64_t PoseFloats(const Block& block) const { return RoundUp(block.width * p_.classes * p_.d2); }
   int64_t BlockFloats(const Block& block) const {
     const int64_t inputs = block.wide ? p_.capsules * p_.d1 * kLanes : 0;
     const int64_t votes = block.wide ? 0 : block.count * p_.capsules * p_.classes * p_.d2;
@@ -463,9 +474,8 @@ class Routing {
 
   // One iteration of all blocks, with every block's capsules shared out among the threads.
   void Iterate(int64_t t) {
-    Run(blocks_ * chunks_, [this, t](int64_t index) {
-      Accumulate(all_[index / chunks_], index % chunks_, t);
-    });
+    Run(blocks_ * chunks_,
+        [this, t](int64_t index) { Accumulate(all_[index / chunks_], index % chunks_, t); });
     if (status_ != Status::kDone) return;
     const int64_t parts = Min(chunks_, AtLeast(1, p_.classes));
     Run(blocks_ * parts, [this, t, parts](int64_t index) {
@@ -506,10 +516,10 @@ class Routing {
     if (scratch == nullptr) return Fail();
     ForLanes(p_.d2, [&](auto lanes) {
       for (int64_t m = 0; m < block.count; ++m) {
-        SumNarrow<decltype(lanes)::value>(
-            p_, block.votes + m * p_.capsules * p_.classes * p_.d2,
-            block.poses + m * p_.classes * p_.d2, begin, end, tile, static_cast<Vec*>(scratch),
-            sums + m * p_.classes * p_.d2);
+        SumNarrow<decltype(lanes)::value>(p_, block.votes + m * p_.capsules * p_.classes * p_.d2,
+                                          block.poses + m * p_.classes * p_.d2, begin, end, tile,
+                                          static_cast<Vec*>(scratch),
+                                          sums + m * p_.classes * p_.d2);
       }
     });
     std::free(scratch);
@@ -584,10 +594,10 @@ class Routing {
     const int64_t vectors = group * (p_.classes * tile + p_.d1) + tile + tile * p_.d1;
     void* scratch = Allocate(vectors * kLanes);
     if (scratch == nullptr) return Fail();
-    Vec* couplings = static_cast<Vec*>(scratch);               // [group, J, tile]
-    Vec* scaled = couplings + group * p_.classes * tile;       // [group, D1]
-    Vec* inverse = scaled + group * p_.d1;                     // [tile]
-    Vec* u_gradient = inverse + tile;                          // [tile, D1]
+    Vec* couplings = static_cast<Vec*>(scratch);          // [group, J, tile]
+    Vec* scaled = couplings + group * p_.classes * tile;  // [group, D1]
+    Vec* inverse = scaled + group * p_.d1;                // [tile]
+    Vec* u_gradient = inverse + tile;                     // [tile, D1]
     for (int64_t start = 0; start < blocks_; start += group) {
       const int64_t count = Min(group, blocks_ - start);
       for (int64_t b = 0; b < count; ++b) {
@@ -672,9 +682,7 @@ class Routing {
     if (count == 1) return work(0);
     pool_.run(
         pool_.self,
-        [](void* data, size_t index) {
-          (*static_cast<Work*>(data))(static_cast<int64_t>(index));
-        },
+        [](void* data, size_t index) { (*static_cast<Work*>(data))(static_cast<int64_t>(index)); },
         static_cast<size_t>(count), &work);
   }
 

@@ -42,13 +42,15 @@ CHECK_API(ReleaseCustomOpDomain);
 CHECK_API(KernelContext_GetGPUComputeStream);
 CHECK_API(KernelContext_ParallelFor);
 
-#define CHECK_BASE(entry) \
-  static_assert(offsetof(ours::ApiBase, entry) == offsetof(OrtApiBase, entry), #entry " has moved")
+#define CHECK_BASE(entry)                                                                     \
+  static_assert(offsetof(ours::ApiBase, entry) == offsetof(OrtApiBase, entry), #entry " has " \
+                                                                                      "moved")
 CHECK_BASE(GetApi);
 CHECK_BASE(GetVersionString);
 
-#define CHECK_OP(entry) \
-  static_assert(offsetof(ours::CustomOp, entry) == offsetof(OrtCustomOp, entry), #entry " has moved")
+#define CHECK_OP(entry)                                                          \
+  static_assert(offsetof(ours::CustomOp, entry) == offsetof(OrtCustomOp, entry), \
+                #entry " has moved")
 CHECK_OP(version);
 CHECK_OP(CreateKernel);
 CHECK_OP(GetName);

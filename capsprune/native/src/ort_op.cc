@@ -49,8 +49,8 @@ Status* ReadInput(const Api& api, const KernelContext* context, size_t index, si
   api.ReleaseTensorTypeAndShapeInfo(info);
   if (status != nullptr) return status;
   if (tensor->dimensions != dimensions) {
-    static const char* const kShapes[] = {"u must be [batch, I, D1]", "weight must be [J, I, D1, D2]",
-                                          "bias must be [J, D2]"};
+    static const char* const kShapes[] = {"u must be [batch, I, D1]",
+                                          "weight must be [J, I, D1, D2]", "bias must be [J, D2]"};
     return api.CreateStatus(kInvalidArgument, kShapes[index]);
   }
   return api.GetTensorMutableData(const_cast<Value*>(value), &tensor->data);

@@ -33,10 +33,10 @@ const Kernels* SelectKernels(const char* name) {
 #endif
   const Candidate candidates[] = {
 #if defined(CAPSPRUNE_X86)
-      {&kKernelsAvx512, avx512},
-      {&kKernelsAvx2, avx2},
+    {&kKernelsAvx512, avx512},
+    {&kKernelsAvx2, avx2},
 #endif
-      {&kKernelsBaseline, true},
+    {&kKernelsBaseline, true},
   };
   for (const Candidate& candidate : candidates) {
     const bool wanted = name == nullptr || std::strcmp(name, candidate.kernels->name) == 0;

@@ -1,5 +1,6 @@
 // The vector of floats that a kernel is written with; its width is that of the instruction set this
-// file is compiled for. GCC and Clang turn their vector extensions into AVX-512, AVX2, SSE2 or NEON.
+// file is compiled for. GCC and Clang turn their vector extensions into AVX-512, AVX2, SSE2 or
+// NEON.
 
 #ifndef CAPSPRUNE_SIMD_H_
 #define CAPSPRUNE_SIMD_H_
