@@ -35,7 +35,7 @@ class OpLibraryHook(BuildHookInterface):
             self.folder = Path(tempfile.mkdtemp(prefix="capsprune-"))
             target = self.folder / builder.LIBRARY
         try:
-            builder.build(target)
+            builder.build_best(target)
         except (builder.NoCompiler, OSError) as error:
             self.app.display_warning(f"Installing without the op library: {error}")
             return

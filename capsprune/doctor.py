@@ -97,7 +97,7 @@ def _op_library() -> Finding:
     return Finding(
         "op library",
         f"{missing}: routing runs as standard operators",
-        "a C++17 compiler (apt-get install g++), then python -m capsprune.native.build",
+        "a C++17 compiler (apt-get install g++), then python -m capsprune.native",
     )
 
 

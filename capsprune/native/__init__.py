@@ -84,6 +84,7 @@ def _load(path: Path) -> ctypes.CDLL | None:
     inputs: list[Any] = [sizes, ctypes.c_float, pointer, pointer, pointer, pointer, ctypes.c_int64]
     library.capsprune_routing_forward.argtypes = [*inputs, pointer]
     library.capsprune_routing_backward.argtypes = [*inputs, *[pointer] * 4]
+    library.capsprune_routing_emulate_cuda.argtypes = [sizes, ctypes.c_float, *[pointer] * 4]
     library.capsprune_instruction_set.restype = ctypes.c_char_p
     library.capsprune_use_instruction_set.argtypes = [ctypes.c_char_p]
     return library
@@ -128,6 +129,32 @@ def routing_forward(
     shape = (ctypes.c_int64 * 6)(*sizes, iterations)
     if library.capsprune_routing_forward(shape, epsilon, *inputs, _openmp(), threads, v):
         raise MemoryError("There is not enough memory to route; use a smaller batch.")
+
+
+def emulate_cuda(
+    sizes: tuple[int, int, int, int, int],
+    iterations: int,
+    epsilon: float,
+    inputs: tuple[int, int, int | None],
+    v: int,
+) -> None:
+    """Go through the CUDA kernels' arithmetic on the CPU, slowly: their test where there is no GPU.
+
+    Args:
+        sizes: see `routing_forward`.
+        iterations: likewise.
+        epsilon: likewise.
+        inputs: likewise.
+        v: likewise.
+
+    Raises:
+        MemoryError: if there is not enough memory, or the classes exceed a thread block's.
+    """
+    library = load()
+    assert library is not None
+    shape = (ctypes.c_int64 * 6)(*sizes, iterations)
+    if library.capsprune_routing_emulate_cuda(shape, epsilon, *inputs, v):
+        raise MemoryError("There is not enough memory to route; use fewer classes.")
 
 
 def routing_backward(

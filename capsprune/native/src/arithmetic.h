@@ -19,6 +19,14 @@ CAPSPRUNE_SHARED float SquareRoot(float x) {
 #endif
 }
 
+CAPSPRUNE_SHARED float Exponential(float x) {
+#if defined(__CUDA_ARCH__)
+  return expf(x);
+#else
+  return __builtin_expf(x);
+#endif
+}
+
 // What a total input s with this squared norm is multiplied by: equation (3). Two divisions, since
 // the product of the denominators could overflow where neither does.
 CAPSPRUNE_SHARED float SquashFactor(float squared_norm, float epsilon) {

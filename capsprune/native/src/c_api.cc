@@ -7,6 +7,7 @@
 #include <thread>
 #include <vector>
 
+#include "cuda_block.h"
 #include "routing.h"
 
 #define CAPSPRUNE_EXPORT extern "C" __attribute__((visibility("default")))
@@ -118,4 +119,38 @@ CAPSPRUNE_EXPORT int capsprune_routing_backward(const int64_t* sizes, float epsi
   Threads team{openmp, threads};
   const Pool pool{RunTasks, &team, threads};
   return static_cast<int>(Chosen()->backward(problem, pool, gradients));
+}
+
+// The CUDA kernels' arithmetic, gone through by one thread: their test where there is no GPU.
+// Returns 0, or 1 if there is not enough memory or the classes do not fit.
+CAPSPRUNE_EXPORT int capsprune_routing_emulate_cuda(const int64_t* sizes, float epsilon,
+                                                    const float* u, const float* weight,
+                                                    const float* bias, float* v) {
+  const Problem problem{sizes[0], sizes[1], sizes[2], sizes[3], sizes[4],
+                        sizes[5], epsilon,  u,        weight,   bias};
+  const CudaPlan plan(problem);
+  if (!plan.Fits()) return 1;
+  try {
+    // What shared memory holds at first is anything.
+    std::vector<float> shared(static_cast<size_t>(plan.shared), 1e30f);
+    std::vector<float> sums(static_cast<size_t>(plan.SumFloats(problem)), 1e30f);
+    const size_t pose_floats = static_cast<size_t>(problem.batch * problem.classes * problem.d2);
+    std::vector<float> poses(pose_floats, 1e30f);
+    for (int64_t t = 1; t <= problem.iterations; ++t) {
+      for (int64_t block = 0; block < plan.tiles * plan.chunks; ++block) {
+        const CudaBlock one(problem, plan, block / plan.chunks, block % plan.chunks,
+                            t == 1 ? nullptr : poses.data(), sums.data(), shared.data());
+        one.Accumulate([](auto phase) {
+          // Backwards, so that a phase that needs what another thread does in it is found out.
+          for (int thread = kBlockThreads - 1; thread >= 0; --thread) phase(thread);
+        });
+      }
+      for (int64_t index = 0; index < problem.batch * problem.classes; ++index) {
+        FinishOnCuda(problem, plan, index, t, sums.data(), poses.data(), v);
+      }
+    }
+  } catch (const std::bad_alloc&) {
+    return 1;
+  }
+  return 0;
 }

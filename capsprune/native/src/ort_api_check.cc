@@ -42,9 +42,10 @@ CHECK_API(ReleaseCustomOpDomain);
 CHECK_API(KernelContext_GetGPUComputeStream);
 CHECK_API(KernelContext_ParallelFor);
 
-#define CHECK_BASE(entry)                                                                     \
-  static_assert(offsetof(ours::ApiBase, entry) == offsetof(OrtApiBase, entry), #entry " has " \
-                                                                                      "moved")
+#define CHECK_BASE(entry)                                                             \
+  static_assert(offsetof(ours::ApiBase, entry) == offsetof(OrtApiBase, entry), #entry \
+                " has "                                                               \
+                "moved")
 CHECK_BASE(GetApi);
 CHECK_BASE(GetVersionString);
 
