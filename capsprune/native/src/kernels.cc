@@ -28,6 +28,10 @@ using capsprune::Status;
 
 // The votes of a tile are to stay in a core's second-level cache, beside sums that pass through it.
 constexpr int64_t kTileBytes = 512 << 10;
+// The matrices of a few capsules lie far apart, class by class, which the processor does not
+// foresee by itself: a weight that no second-level cache holds is asked for so many classes ahead.
+constexpr int64_t kPrefetchBytes = 4 << 20;
+constexpr int64_t kAhead = 6;
 // Capsules that backward takes at a time, and the blocks whose weight gradient is summed at once.
 constexpr int64_t kGradientTile = 4;
 constexpr int64_t kGroup = 8;
@@ -118,8 +122,14 @@ template <bool kKeepVotes>
 void LogitsWide(const Problem& p, const Vec* u, const Vec* poses, int64_t first, int64_t tile,
                 Vec* votes, Vec* logits) {
   const Vec* u_tile = u + first * p.d1;
+  const int64_t weight_bytes = p.classes * p.capsules * p.d1 * p.d2 * sizeof(float);
+  const bool large = weight_bytes > kPrefetchBytes;
   for (int64_t j = 0; j < p.classes; ++j) {
     const float* weight = p.weight + (j * p.capsules + first) * p.d1 * p.d2;
+    if (large && j + kAhead < p.classes) {
+      const float* ahead = weight + kAhead * p.capsules * p.d1 * p.d2;
+      for (int64_t n = 0; n < tile * p.d1 * p.d2; n += 16) __builtin_prefetch(ahead + n);
+    }
     for (int64_t i = 0; i < tile; ++i) {
       Vec logit{};
       ForColumns(p.d2, [&](int64_t k, auto columns) {
