@@ -27,11 +27,11 @@ using capsprune::Problem;
 using capsprune::Status;
 
 // The votes of a tile are to stay in a core's second-level cache, beside sums that pass through it.
-constexpr int64_t kTileBytes = 512 << 10;
+constexpr int64_t kTileBytes = 256 << 10;
 // The matrices of a few capsules lie far apart, class by class, which the processor does not
 // foresee by itself: a weight that no second-level cache holds is asked for so many classes ahead.
 constexpr int64_t kPrefetchBytes = 4 << 20;
-constexpr int64_t kAhead = 6;
+constexpr int64_t kAhead = 8;
 // Capsules that backward takes at a time, and the blocks whose weight gradient is summed at once.
 constexpr int64_t kGradientTile = 4;
 constexpr int64_t kGroup = 8;
