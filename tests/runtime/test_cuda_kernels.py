@@ -52,6 +52,7 @@ def test_too_many_classes_are_told():
         native.emulate_cuda((1, 1, 20000, 1, 1), 1, 1e-6, addresses, v.data_ptr())
 
 
+@pytest.mark.slow
 def test_kernels_compile_and_the_library_works_without_a_gpu(tmp_path):
     nvcc = build.find_nvcc()
     if nvcc is None:
