@@ -87,8 +87,18 @@ def _devices() -> list[Finding]:
 
 
 def _op_library() -> Finding:
-    # Sessions run the routing node as the function of standard ops inside the file.
-    return Finding("op library", "none: routing runs as standard ONNX operators")
+    from capsprune import native
+
+    missing = native.why_missing()
+    if missing is None:
+        cuda = " and CUDA" if native.has_cuda() else ""
+        return Finding("op library", f"{native.instruction_set()}{cuda}: {native.library_path()}")
+    # Everything works without it: sessions run the function of standard ops inside the file.
+    return Finding(
+        "op library",
+        f"{missing}: routing runs as standard operators",
+        "a C++17 compiler (apt-get install g++), then python -m capsprune.native",
+    )
 
 
 def _data() -> list[Finding]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from capsprune.capsules.routing import SQUASH_EPSILON, dynamic_routing, dynamic_routing_op
+from capsprune.capsules.routing import SQUASH_EPSILON, dynamic_routing
 
 
 class OutputCaps(nn.Module):
@@ -31,5 +31,4 @@ class OutputCaps(nn.Module):
 
     def forward(self, u: Tensor) -> Tensor:
         """Map primary capsules [batch, I, D1] to output capsules [batch, J, D2]."""
-        route = dynamic_routing_op if torch.compiler.is_exporting() else dynamic_routing
-        return route(u, self.weight, self.bias, self.iterations, self.epsilon)
+        return dynamic_routing(u, self.weight, self.bias, self.iterations, self.epsilon)

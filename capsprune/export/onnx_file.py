@@ -231,8 +231,11 @@ def _routing_schema() -> OpSchema:
 _ROUTING_OP = values.Op(values.Opset(DOMAIN, DOMAIN_VERSION), OP_TYPE, _routing_schema())
 
 
-def _routing_node(u: Any, weight: Any, bias: Any, iterations: int, epsilon: float) -> Any:
+def _routing_node(
+    u: Any, weight: Any, bias: Any, iterations: int, epsilon: float, all_gradients: bool = False
+) -> Any:
     """Translate `torch.ops.capsprune.dynamic_routing`; called by PyTorch's exporter."""
+    del all_gradients  # A file has no gradients.
     return _ROUTING_OP(u, weight, bias, iterations=iterations, epsilon=epsilon)
 
 

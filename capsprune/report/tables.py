@@ -114,6 +114,10 @@ _MEASURED: dict[str, Callable[[Summary], str]] = {
     "images/s": lambda row: number(row["images_per_second"], 0),
     "peak memory": lambda row: _unit(row["peak_memory_mb"], "MB", 0),
     "in routing": lambda row: percent(row["routing_share"]),
+    "kernel": lambda row: row.get("routing_kernel") or "no routing",
+    # The latency of the same file with the portable function in the kernel's place.
+    "portable": lambda row: _unit(row.get("portable_latency_ms"), "ms", 2),
+    "its routing": lambda row: percent(row.get("portable_routing_share")),
     "GPU memory": lambda row: _unit(row["gpu_memory_mb"], "MB", 0),
     "energy/image": lambda row: _unit(row["energy_joules_per_image"], "J", 4),
 }

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from capsprune.runtime.profile import Measurement, profile_variants
-    from capsprune.runtime.sessions import resolve_provider, session
+    from capsprune.runtime.sessions import op_library, resolve_provider, session
 
-__all__ = ["Measurement", "profile_variants", "resolve_provider", "session"]
+__all__ = ["Measurement", "op_library", "profile_variants", "resolve_provider", "session"]
 
 _MODULE_OF = {
     "Measurement": "profile",
+    "op_library": "sessions",
     "profile_variants": "profile",
     "resolve_provider": "sessions",
     "session": "sessions",

@@ -1,6 +1,6 @@
 """Measure the memory that one exported network takes, in a process of its own.
 
-    python -m capsprune.runtime.memory_probe FILE BATCH PROVIDER [--threads N] [--image-size S]
+    python -m capsprune.runtime.memory_probe FILE BATCH PROVIDER --image-size S [--threads N]
 
 prints one JSON object. A fresh process is needed since memory that was freed once, by another
 network say, would hide what this one takes.
@@ -23,7 +23,13 @@ RUNS = 2
 
 
 def measure_memory(
-    path: Path, batch: int, provider: str, *, image_size: int, threads: int | None = None
+    path: Path,
+    batch: int,
+    provider: str,
+    *,
+    image_size: int,
+    threads: int | None = None,
+    native: bool = True,
 ) -> dict[str, float | None]:
     """Open a session in this process, run it, and say what memory that took.
 
@@ -33,6 +39,7 @@ def measure_memory(
         provider: "cpu" or "cuda".
         image_size: height and width of the images.
         threads: threads of one operator; None leaves it to ONNX Runtime.
+        native: use capsprune's op library.
 
     Returns:
         `peak_memory_mb`: the process's peak resident memory from before the session was made (with
@@ -48,7 +55,7 @@ def measure_memory(
     gpu_before = meters.gpu_memory_used_mb() if provider == "cuda" else None
     meters.reset_peak_resident()
     before = meters.resident_mb()
-    opened = session(path, provider=provider, threads=threads)
+    opened = session(path, provider=provider, threads=threads, native=native)
     loading_peak = meters.peak_resident_mb()
     can_reset = meters.reset_peak_resident()
     for _ in range(RUNS):
@@ -76,6 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("provider", choices=["cpu", "cuda"])
     parser.add_argument("--image-size", type=int, required=True)
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--portable", action="store_true", help="without capsprune's op library")
     options = parser.parse_args(arguments)
     measured = measure_memory(
         options.file,
@@ -83,6 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         options.provider,
         image_size=options.image_size,
         threads=options.threads,
+        native=not options.portable,
     )
     print(json.dumps(measured))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import statistics
@@ -31,7 +32,12 @@ ENERGY_SECONDS = 2.0
 #: Nodes of the routing op, or of the standard ops written in its place, have this in their names.
 ROUTING_MARK = "DynamicRouting"
 
+#: Values of `Measurement.routing_kernel`.
+NATIVE, PORTABLE = "native", "portable"
+
 Images = NDArray[np.float32]
+#: A variant's name, and whether it has capsprune's op library.
+_Run = tuple[str, bool]
 
 
 @dataclass(frozen=True)
@@ -65,6 +71,12 @@ class Measurement:
     #: Share of the time in all nodes that is spent in the routing; 0.0 for a network without it.
     #: None on a GPU, whose nodes ONNX Runtime does not time.
     routing_share: float | None
+    #: What ran the routing: "native", capsprune's own kernel, "portable", the function of standard
+    #: ops that the file carries, or None for a network without routing.
+    routing_kernel: str | None
+    #: Where the kernel was native: the median latency, and the share, with the portable function.
+    portable_latency_ms: float | None
+    portable_routing_share: float | None
 
     def to_dict(self) -> dict[str, Any]:
         """The measurement as JSON can hold it."""
@@ -87,7 +99,8 @@ def profile_variants(
     """Measure exported networks beside each other.
 
     The repeats go round: each variant once, then each again, so that whatever else the machine does
-    meanwhile hits all of them alike.
+    meanwhile hits all of them alike. A variant whose routing runs in capsprune's own kernel is
+    timed without it too.
 
     Args:
         variants: ONNX files by name, each with one input [batch, 3, S, S].
@@ -112,26 +125,39 @@ def profile_variants(
     """
     _check(variants, batches, repeats, warmup, threads)
     chosen = resolve_provider(provider)
+    kernels = {
+        name: _routing_kernel(path, image_size, chosen, threads) for name, path in variants.items()
+    }
+    # Each variant, and beside it the same file without the op library where that has a part.
+    runs = [(name, True) for name in variants]
+    for name in variants:
+        if kernels[name] == NATIVE:
+            runs.insert(runs.index((name, True)) + 1, (name, False))
     sessions = {
-        name: session(path, provider=provider, threads=threads) for name, path in variants.items()
+        (name, native): session(variants[name], provider=provider, threads=threads, native=native)
+        for name, native in runs
     }
     measurements = []
-    rounds = repeats * len(variants)
+    rounds = repeats * len(runs)
     for index, batch in enumerate(batches):
         images = np.random.default_rng(seed).standard_normal(
             (batch, 3, image_size, image_size), dtype=np.float32
         )
-        timed = {name: _Timed(opened, images) for name, opened in sessions.items()}
-        for name, one in timed.items():
+        timed = {run: _Timed(opened, images) for run, opened in sessions.items()}
+        for (name, _), one in timed.items():
             _warm_up(name, one, warmup, budget_seconds)
-        for turn, name in _time_in_turns(timed, repeats, budget_seconds):
+        for turn, (name, native) in _time_in_turns(timed, repeats, budget_seconds):
             if progress is not None:
-                progress(f"{name}, batch {batch}", index * rounds + turn, len(batches) * rounds)
-        for name, one in timed.items():
+                what = name if native else f"{name}, portable routing"
+                progress(f"{what}, batch {batch}", index * rounds + turn, len(batches) * rounds)
+        for name, path in variants.items():
+            one, portable = timed[name, True], timed.get((name, False))
             # "auto" falls back to the CPU where CUDA's libraries are missing.
             used = provider_of(one.session) if chosen == "cuda" else "cpu"
-            memory = _memory(variants[name], batch, used, image_size, threads)
+            memory = _memory(path, batch, used, image_size, threads)
             p25, p50, p75 = np.percentile(one.seconds, [25, 50, 75]) * 1000
+
+            share = functools.partial(_routing_share, path, images, used, threads, budget_seconds)
             measurements.append(
                 Measurement(
                     variant=name,
@@ -148,9 +174,12 @@ def profile_variants(
                     running_memory_mb=memory["running_memory_mb"],
                     gpu_memory_mb=memory["gpu_memory_mb"],
                     energy_joules_per_image=_energy_per_image(one, used),
-                    routing_share=_routing_share(
-                        variants[name], images, used, threads, budget_seconds
+                    routing_share=share(native=True),
+                    routing_kernel=kernels[name],
+                    portable_latency_ms=(
+                        None if portable is None else statistics.median(portable.seconds) * 1000
                     ),
+                    portable_routing_share=None if portable is None else share(native=False),
                 )
             )
     return measurements
@@ -211,9 +240,9 @@ def _warm_up(name: str, timed: _Timed, warmup: int, budget_seconds: float) -> No
 
 
 def _time_in_turns(
-    timed: Mapping[str, _Timed], repeats: int, budget_seconds: float
-) -> Iterator[tuple[int, str]]:
-    """Time one variant after the other, again and again; yield the turn's number and variant."""
+    timed: Mapping[_Run, _Timed], repeats: int, budget_seconds: float
+) -> Iterator[tuple[int, _Run]]:
+    """Time one after the other, again and again; yield the turn's number and what was run."""
     turns = itertools.product(range(repeats), timed.items())
     for turn, (_, (name, one)) in enumerate(turns, start=1):
         if len(one.seconds) < MIN_REPEATS or sum(one.seconds) <= budget_seconds:
@@ -253,24 +282,72 @@ def _energy_per_image(timed: _Timed, provider: str) -> float | None:
     return None if joules is None else joules / (runs * len(timed.images))
 
 
-def _routing_share(
-    path: Path, images: Images, provider: str, threads: int | None, budget_seconds: float
-) -> float | None:
-    """Share of the time in all nodes spent in the routing's, from ONNX Runtime's own profiler."""
-    if provider == "cuda":
-        return None
+def _node_events(
+    path: Path,
+    images: Images,
+    provider: str,
+    threads: int | None,
+    runs: int,
+    budget_seconds: float,
+    native: bool,
+) -> list[dict[str, Any]]:
+    """The events of ONNX Runtime's own profiler over one run, and as many more as asked for."""
     with tempfile.TemporaryDirectory(prefix="capsprune-") as directory:
         opened = session(
-            path, provider=provider, threads=threads, profile_prefix=Path(directory) / "nodes"
+            path,
+            provider=provider,
+            threads=threads,
+            native=native,
+            profile_prefix=Path(directory) / "nodes",
         )
         profiled = _Timed(opened, images)
         spent = profiled.run()
-        for _ in range(SHARE_RUNS):
+        for _ in range(runs):
             spent += profiled.run()
             if spent > budget_seconds / 4:
                 break
-        events = json.loads(Path(opened.end_profiling()).read_text())
-    return routing_share_of(events)
+        return json.loads(Path(opened.end_profiling()).read_text())
+
+
+def _routing_share(
+    path: Path,
+    images: Images,
+    provider: str,
+    threads: int | None,
+    budget_seconds: float,
+    *,
+    native: bool,
+) -> float | None:
+    """Share of the time in all nodes spent in the routing's, where ONNX Runtime times the nodes."""
+    if provider == "cuda":
+        return None
+    return routing_share_of(
+        _node_events(path, images, provider, threads, SHARE_RUNS, budget_seconds, native)
+    )
+
+
+def _routing_kernel(path: Path, image_size: int, provider: str, threads: int | None) -> str | None:
+    """What runs a file's routing in a session that has the op library."""
+    image = np.zeros((1, 3, image_size, image_size), np.float32)
+    try:
+        events = _node_events(path, image, provider, threads, 0, 0.0, True)
+    except CapspruneError:
+        raise
+    except Exception:  # Images that do not fit are told when the variant is warmed up.
+        return None
+    return routing_kernel_of(events)
+
+
+def routing_kernel_of(events: Sequence[Mapping[str, Any]]) -> str | None:
+    """Tell from the events of an ONNX Runtime profile what ran the routing.
+
+    Returns:
+        "native", "portable", or None if there was no routing.
+    """
+    nodes = [event for event in events if event.get("cat") == "Node"]
+    if any(event["args"].get("op_name") == ROUTING_MARK for event in nodes):
+        return NATIVE
+    return PORTABLE if any(ROUTING_MARK in event["name"] for event in nodes) else None
 
 
 def routing_share_of(events: Sequence[Mapping[str, Any]]) -> float:

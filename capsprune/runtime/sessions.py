@@ -7,6 +7,7 @@ from pathlib import Path
 
 from capsprune.errors import CapspruneError, DeviceError, unknown_name
 from capsprune.export.ort import ERROR_SEVERITY, onnxruntime, quiet_stderr
+from capsprune.native import has_cuda, library_path
 from capsprune.runtime.meters import gpu_present
 
 PROVIDERS = ("auto", "cpu", "cuda")
@@ -20,6 +21,7 @@ def session(
     *,
     provider: str = "auto",
     threads: int | None = None,
+    native: bool = True,
     profile_prefix: Path | str | None = None,
 ) -> onnxruntime.InferenceSession:
     """Open an ONNX file to run it.
@@ -28,6 +30,8 @@ def session(
         model: the file, or its content.
         provider: "cpu", "cuda", or "auto": CUDA where it works, else the CPU.
         threads: threads that one operator may use on the CPU; None leaves it to ONNX Runtime.
+        native: register capsprune's op library, if there is one with a kernel for the provider; the
+            routing node runs as the file's own function of standard ops otherwise.
         profile_prefix: record the time of every node; `end_profiling()` of the session writes it to
             a file whose path begins so, and returns that path.
 
@@ -47,6 +51,8 @@ def session(
     options.add_session_config_entry("session.force_spinning_stop", "1")
     if threads is not None:
         options.intra_op_num_threads = threads
+    if native and (library := op_library(chosen)) is not None:
+        options.register_custom_ops_library(str(library))
     if profile_prefix is not None:
         options.enable_profiling = True
         options.profile_file_prefix = str(profile_prefix)
@@ -71,6 +77,18 @@ def session(
             "installed or are too old; install them, or use --provider cpu."
         )
     return opened
+
+
+def op_library(provider: str = "cpu") -> Path | None:
+    """Path of capsprune's op library, for `SessionOptions.register_custom_ops_library`.
+
+    Args:
+        provider: "cpu" or "cuda"; a library without a kernel for it would slow a session down.
+
+    Returns:
+        None if the library was not built on this machine, or has no kernel for the provider.
+    """
+    return library_path() if provider == "cpu" or has_cuda() else None
 
 
 def resolve_provider(provider: str) -> str:

@@ -7,6 +7,7 @@ import tempfile
 from itertools import pairwise
 
 import pytest
+from native_library import require_library
 
 from capsprune.errors import CapspruneError, DeviceError
 from capsprune.runtime import profile, profile_variants, sessions
@@ -17,7 +18,17 @@ def no_meters(monkeypatch):
     monkeypatch.setattr(profile.meters, "energy_joules", lambda work, *, gpu: None)
 
 
-def test_profile_of_three_variants(onnx_files, no_meters, tmp_path, monkeypatch):
+@pytest.mark.parametrize("with_library", [True, False])
+def test_profile_of_three_variants(onnx_files, no_meters, tmp_path, monkeypatch, with_library):
+    if with_library:
+        require_library()
+    else:
+        monkeypatch.setenv("CAPSPRUNE_NATIVE", "0")
+    kernels = {
+        "caps": "native" if with_library else "portable",
+        "inlined": "portable",
+        "plain": None,
+    }
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     calls = []
     measured = profile_variants(
@@ -44,15 +55,19 @@ def test_profile_of_three_variants(onnx_files, no_meters, tmp_path, monkeypatch)
         if m.variant == "plain":
             assert m.routing_share == 0.0
         else:
-            assert 0.05 < m.routing_share < 1
-    # The variants take turns.
-    assert [what for what, _, _ in calls[:4]] == [
-        "caps, batch 1",
-        "inlined, batch 1",
-        "plain, batch 1",
-        "caps, batch 1",
+            assert 0.0 < m.routing_share < 1
+        assert m.routing_kernel == kernels[m.variant]
+        assert (m.portable_latency_ms is None) == (m.routing_kernel != "native")
+        assert (m.portable_routing_share is None) == (m.routing_kernel != "native")
+    # The variants take turns, the one with the routing node with each of its kernels.
+    turns = ["caps", "caps, portable routing", "inlined", "plain"]
+    if not with_library:
+        turns.remove("caps, portable routing")
+    assert [what for what, _, _ in calls[: len(turns) + 1]] == [
+        f"{what}, batch 1" for what in [*turns, "caps"]
     ]
-    assert [(done, total) for _, done, total in calls] == [(n, 36) for n in range(1, 37)]
+    total = 2 * 6 * len(turns)
+    assert [call[1:] for call in calls] == [(n, total) for n in range(1, total + 1)]
     assert all(first[0] != second[0] for first, second in pairwise(calls))
     assert list(tmp_path.iterdir()) == []
 
@@ -97,6 +112,10 @@ def test_native_kernel_node_is_the_routing():
     ]
     assert profile.routing_share_of(events) == pytest.approx(0.25)
     assert profile.routing_share_of([]) == 0.0
+    assert profile.routing_kernel_of(events) == "native"
+    inlined = node("DynamicRouting/votes_1", "MatMul", 43, 10)
+    assert profile.routing_kernel_of([*events[:4], inlined]) == "portable"
+    assert profile.routing_kernel_of(events[:4]) is None
 
 
 @pytest.mark.parametrize(
