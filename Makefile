@@ -26,7 +26,7 @@ lint: $(VENV)/installed-dev
 clean:
 	rm -rf $(VENV)
 
-$(VENV)/installed: pyproject.toml constraints.txt hatch_build.py $(wildcard capsprune/native/src/*)
+$(VENV)/installed: pyproject.toml constraints.txt tools/build_hook.py $(wildcard capsprune/native/src/*)
 	@test -n "$(PYTHON)" || { echo "capsprune needs Python 3.10, 3.11 or 3.12: install one, or give PYTHON=/path/to/python." >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .

@@ -3,7 +3,7 @@
     python -m capsprune.native
 
 builds it into the installed package, or says what is missing. Installing the package calls the
-same code; see `hatch_build.py`. Only Python's own library is used here, since nothing else is there
+same code; see `tools/build_hook.py`. Only Python's own library is used here, since nothing else is there
 while a package is built.
 """
 
