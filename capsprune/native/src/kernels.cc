@@ -230,13 +230,14 @@ void FirstSumNarrow(const Problem& p, int64_t sample, int64_t begin, int64_t end
   const int64_t rows = p.capsules * p.d1;
   const int64_t sample_votes = p.capsules * p.classes * p.d2;
   const float share = 1.0f / static_cast<float>(p.classes);
-  for (int64_t first = begin; first < end; first += tile_size) {
-    const int64_t tile = Min(tile_size, end - first);
-    for (int64_t j = 0; j < p.classes; ++j) {
-      const float* weight = p.weight + (j * p.capsules + first) * p.d1 * p.d2;
-      float* kept = votes + (first * p.classes + j * tile) * p.d2;
-      for (int64_t k = 0; k < p.d2; k += N) {
-        V sum[M] = {};
+  // Class by class, so that the weight is read from front to back: that is what takes the time.
+  for (int64_t j = 0; j < p.classes; ++j) {
+    for (int64_t k = 0; k < p.d2; k += N) {
+      V sum[M] = {};
+      for (int64_t first = begin; first < end; first += tile_size) {
+        const int64_t tile = Min(tile_size, end - first);
+        const float* weight = p.weight + (j * p.capsules + first) * p.d1 * p.d2;
+        float* kept = votes + (first * p.classes + j * tile) * p.d2;
         for (int64_t i = 0; i < tile; ++i) {
           const float* w = weight + i * p.d1 * p.d2 + k;
           const float* u = p.u + sample * rows + (first + i) * p.d1;
@@ -250,9 +251,9 @@ void FirstSumNarrow(const Problem& p, int64_t sample, int64_t begin, int64_t end
             sum[m] += vote[m];
           }
         }
-        for (int m = 0; m < M; ++m) {
-          *reinterpret_cast<V*>(s + (m * p.classes + j) * p.d2 + k) += sum[m] * share;
-        }
+      }
+      for (int m = 0; m < M; ++m) {
+        *reinterpret_cast<V*>(s + (m * p.classes + j) * p.d2 + k) += sum[m] * share;
       }
     }
   }
