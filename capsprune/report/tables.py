@@ -115,12 +115,16 @@ _MEASURED: dict[str, Callable[[Summary], str]] = {
     "peak memory": lambda row: _unit(row["peak_memory_mb"], "MB", 0),
     "in routing": lambda row: percent(row["routing_share"]),
     "kernel": lambda row: row.get("routing_kernel") or "no routing",
-    # The latency of the same file with the portable function in the kernel's place.
-    "portable": lambda row: _unit(row.get("portable_latency_ms"), "ms", 2),
-    "its routing": lambda row: percent(row.get("portable_routing_share")),
+    # The same file with the portable function in the native kernel's place.
+    "without it": lambda row: _if_native(row, _unit(row.get("portable_latency_ms"), "ms", 2)),
+    "routing then": lambda row: _if_native(row, percent(row.get("portable_routing_share"))),
     "GPU memory": lambda row: _unit(row["gpu_memory_mb"], "MB", 0),
     "energy/image": lambda row: _unit(row["energy_joules_per_image"], "J", 4),
 }
+
+
+def _if_native(row: Summary, text: str) -> str:
+    return text if row.get("routing_kernel") == "native" else ""
 
 
 def _unit(value: float | None, unit: str, digits: int) -> str:
