@@ -81,8 +81,14 @@ def _devices() -> list[Finding]:
         )
     meters = {"gpu memory": gpu_memory_used_mb(), "gpu energy": gpu_energy_joules()}
     for name, value in meters.items():
-        found = "NVML" if value is not None else "not available"
-        findings.append(Finding(f"{name} meter", found, "" if value is not None else "NVML"))
+        there = value is not None
+        findings.append(
+            Finding(
+                f"{name} meter",
+                "NVML" if there else "not available",
+                "" if there else "an NVIDIA GPU, with a driver whose NVML measures it",
+            )
+        )
     return findings
 
 
@@ -97,7 +103,9 @@ def _op_library() -> Finding:
     return Finding(
         "op library",
         f"{missing}: routing runs as standard operators",
-        "a C++17 compiler (apt-get install g++), then python -m capsprune.native",
+        f"unset {native.SWITCH}"
+        if native.switched_off()
+        else "a C++17 compiler (apt-get install g++), then python -m capsprune.native",
     )
 
 

@@ -162,7 +162,8 @@ class Run:
         if record.options == options and record.parent == parent:
             return record
         changed = [
-            f"{key.replace('_', '-')} {record.options.get(key)} instead of {options.get(key)}"
+            f"{key.replace('_', '-')} {_shown(record.options.get(key))} instead of "
+            f"{_shown(options.get(key))}"
             for key in sorted({*options, *record.options})
             if record.options.get(key) != options.get(key)
         ]
@@ -360,6 +361,11 @@ def _versions() -> dict[str, str]:
 
 def _now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def _shown(value: Any) -> Any:
+    """An option as a message shows it."""
+    return "left open" if value is None else value
 
 
 def _remove(path: Path) -> None:

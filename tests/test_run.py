@@ -35,6 +35,8 @@ def test_other_options_are_refused_unless_it_may_be_replaced(tmp_path):
         make(run, "baseline", id="b1", epochs=2, lr=0.1)
         with pytest.raises(RunError, match=r"made with epochs 2 instead of 5; give --overwrite"):
             make(run, "baseline", id="b2", epochs=5, lr=0.1)
+        with pytest.raises(RunError, match=r"made with epochs 2 instead of left open;"):
+            make(run, "baseline", id="b2", epochs=None, lr=0.1)
         assert make(run, "baseline", id="b2", overwrite=True, epochs=5, lr=0.1)
     assert (tmp_path / "r" / "baseline" / "id").read_text() == "b2"
 

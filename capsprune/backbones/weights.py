@@ -94,6 +94,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         # Noise makes torch's reader fail with whatever it stumbles over: IndexError, struct.error …
         except Exception as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            reason = reason.split(". ")[0]  # torch adds what it takes for the cause
             raise CheckpointError(
                 f"{path} is truncated or is no PyTorch file ({reason}); fetch or export it anew."
             ) from error

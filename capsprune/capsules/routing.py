@@ -400,6 +400,8 @@ def _check(u: Tensor, weight: Tensor, bias: Tensor | None, iterations: int) -> N
         raise ValueError(f"bias must be [J, D2] of weight, not {list(bias.shape)}.")
     if iterations < 1:
         raise ValueError(f"iterations must be at least 1, not {iterations}.")
+    if not u.is_floating_point():
+        raise ValueError(f"u must be of floating-point numbers, not {u.dtype}.")
     for other in (weight, bias):
         if other is not None and (other.dtype, other.device) != (u.dtype, u.device):
             raise ValueError(

@@ -32,11 +32,16 @@ def has_cuda() -> bool:
     return library is not None and bool(library.capsprune_has_cuda())
 
 
+def switched_off() -> bool:
+    """Whether the environment hides the library."""
+    return os.environ.get(SWITCH) == "0"
+
+
 def why_missing() -> str | None:
     """Why there is no op library, in a few words; None where there is one."""
     if load() is not None:
         return None
-    if os.environ.get(SWITCH) == "0":
+    if switched_off():
         return f"switched off by {SWITCH}=0"
     return "not usable here, build it anew" if _path().is_file() else "not built"
 
@@ -61,7 +66,7 @@ def use_instruction_set(name: str | None) -> bool:
 def load() -> ctypes.CDLL | None:
     """Load the op library once; None where there is none that can be loaded."""
     path = _path()
-    if os.environ.get(SWITCH) == "0" or not path.is_file():
+    if switched_off() or not path.is_file():
         return None
     return _load(path)
 

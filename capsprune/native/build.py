@@ -3,8 +3,8 @@
     python -m capsprune.native
 
 builds it into the installed package, or says what is missing. Installing the package calls the
-same code; see `tools/build_hook.py`. Only Python's own library is used here, since nothing else is there
-while a package is built.
+same code; see `tools/build_hook.py`. Only Python's own library is used here, since nothing else is
+there while a package is built.
 """
 
 from __future__ import annotations

@@ -7,13 +7,16 @@ from typing import Any
 
 import torch
 
-from capsprune.backbones.registry import backbone
+from capsprune.backbones.registry import backbone, backbone_arguments, build_backbone
 from capsprune.checkpoint import Checkpoint, describe, load_checkpoint, read_architecture
+from capsprune.data.names import default_image_size
 from capsprune.errors import RunError
 from capsprune.inspection import checkpoint_costs
 from capsprune.pipeline.fitting import fit_network, score_network, training_summary
 from capsprune.pipeline.searching import (
     check_options,
+    check_reach,
+    check_storage,
     find_strategy,
     load_batches,
     search_space,
@@ -75,6 +78,7 @@ def prune(options: PruneOptions, session: Session) -> StageRecord:
     splits = session.data(described.data.name, options.data_root, size)
     device = session.fabric.device
 
+    check_storage(options)
     work = stage.begin(splits)
     if space is not None:
         write_measured_flops(work, options, space)
@@ -158,7 +162,9 @@ def _baseline(options: PruneOptions, session: Session) -> StageRecord:
         session.progress.say(
             f"Run '{run.name}' has no baseline yet: training {options.model} first"
         )
-        return train(TrainOptions(**given), session)
+        training = TrainOptions(**given)
+        _check_before_training(options, training, session)
+        return train(training, session)
     record = run.require("baseline", "prune")
     described = read_architecture(run.path("baseline"))
     for name, asked, has in (
@@ -172,3 +178,27 @@ def _baseline(options: PruneOptions, session: Session) -> StageRecord:
                 "--run."
             )
     return record
+
+
+def _check_before_training(options: PruneOptions, training: TrainOptions, session: Session) -> None:
+    """Refuse now what would be refused after the baseline is trained.
+
+    All of it follows from the network's shapes, which training does not change.
+    """
+    name, size = training.model, training.image_size or default_image_size(training.data)
+    arguments = backbone_arguments(name, size)
+    criterion: str = options.criterion or "l1"
+    strategy: Strategy | None = None
+    if options.strategy is not None:
+        strategy = read_strategy(options.strategy, name)
+        criterion = options.criterion or strategy.criterion
+    check_storage(options)
+    classes = session.data(training.data, training.data_root, size).num_classes
+    model = build_backbone(name, classes, **arguments).eval()
+    dependencies = find_groups(model, classifier=backbone(name).classifier, image_size=size)
+    if strategy is not None:
+        strategy.kept(dependencies)
+    else:
+        check_reach(options, session, model, name, size, dependencies)
+    if criterion != "taylor":  # which any network has, and which needs images
+        rank_channels(model, dependencies, criterion)

@@ -70,9 +70,14 @@ def check_options(options: PruneOptions) -> PruneOptions:
             "--latency is measured while nothing else computes, so one candidate at a time; give "
             "--workers 1."
         )
-    if options.strategy is not None:
-        return options
     sizes = (options.flops, options.params, options.primary_caps, options.latency)
+    if options.strategy is not None:
+        if any(size is not None for size in sizes):
+            raise StrategyError(
+                "--strategy has its size already; leave out --flops, --params, --primary-caps and "
+                "--latency, or --strategy."
+            )
+        return options
     if options.sampler == "eagleeye" and options.primary_caps is not None:
         raise StrategyError(
             "Blind draws as good as never have a given number of primary capsules; give --sampler "
@@ -121,6 +126,37 @@ def search_space(
         primary_caps=options.primary_caps,
         bottleneck=bottleneck,
     )
+
+
+def check_reach(
+    options: PruneOptions,
+    session: Session,
+    model: nn.Module,
+    name: str,
+    image_size: int,
+    dependencies: Dependencies,
+) -> None:
+    """Check that some strategy has the size asked for, as far as an untrained network tells.
+
+    Raises:
+        StrategyError: if the target is out of reach.
+    """
+    cost = CostModel.build(model, dependencies, image_size)
+    computed = options.model_copy(update={"latency": None})
+    if any(size is not None for size in (options.flops, options.params, options.primary_caps)):
+        search_space(computed, session, model, name, image_size, dependencies, cost)
+    if options.latency is not None:
+        _check_latency(options, session, model, image_size, dependencies, cost)
+
+
+def check_storage(options: PruneOptions) -> None:
+    """Check that the database of a search can be used.
+
+    Raises:
+        StudyError: if it cannot be opened.
+    """
+    if options.storage is not None and options.strategy is None:
+        Study(options.storage).close()
 
 
 def write_measured_flops(work: Path, options: PruneOptions, space: SearchSpace) -> None:

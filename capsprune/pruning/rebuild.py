@@ -70,7 +70,13 @@ def rebuild(
     for key, value in model.state_dict().items():
         if key in fresh or key.endswith(_COUNTER):
             continue
-        if state[key].shape != value.shape or not state[key].is_floating_point():
+        if not state[key].is_floating_point():
+            kind = str(state[key].dtype).removeprefix("torch.")
+            raise CheckpointError(
+                f"Tensor '{key}' of {source} is of {kind} where {name} has floating-point numbers; "
+                "give a state dict of such."
+            )
+        if state[key].shape != value.shape:
             raise CheckpointError(
                 f"Tensor '{key}' of {source} is {list(state[key].shape)} where its other tensors "
                 f"need {list(value.shape)}, so that it fits no pruned {name}; give a state dict "

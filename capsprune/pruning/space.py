@@ -406,6 +406,7 @@ class SearchSpace:
         with_caps = (
             "" if self.primary_caps is None else f" with {self.primary_caps} primary capsules"
         )
+        finer = ", or a lower --round-to" if self.round_to > 1 else ""
         for target, ratio, name, option in (
             (self.flops, float(self.cost.flops_ratio(least)), "FLOPs", "flops"),
             (self.params, self._params_ratio(least), "parameters", "params"),
@@ -414,7 +415,7 @@ class SearchSpace:
                 raise StrategyError(
                     f"No strategy{with_caps} that removes at most {self.max_rate:g} of each group "
                     f"leaves {target:g} of the {name}: the least is {ratio:.3f}; give a higher "
-                    f"--max-rate or --{option}."
+                    f"--max-rate or --{option}{finer}."
                 )
         if self.primary_caps is not None and self._excess(most) < -self.tolerance:
             raise StrategyError(

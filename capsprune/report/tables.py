@@ -66,13 +66,16 @@ def print_checkpoint(title: str, summary: Summary, path: str, seconds: float) ->
 
 def print_export(report: Summary) -> None:
     """Print what was exported and how it was verified."""
+    routing = "standard operators" if report["inline"] else "capsprune::DynamicRouting"
+    if "poses" not in report["outputs"]:
+        routing = "none: a backbone without capsules"
     _print_pairs(
         "ONNX file",
         [
             ("file", report["path"]),
             ("size", f"{report['bytes'] / 1e6:.1f} MB"),
             ("operator set", str(report["opset"])),
-            ("routing", "standard operators" if report["inline"] else "capsprune::DynamicRouting"),
+            ("routing", routing),
             ("inputs", _shapes(report["inputs"])),
             ("outputs", _shapes(report["outputs"])),
             (

@@ -148,6 +148,7 @@ def test_truncated_files_are_refused_wherever_they_end(tmp_path, kind):
         with pytest.raises(CheckpointError) as error:
             read_state_dict(path)
         assert str(path) in str(error.value), end
+        assert ". " not in str(error.value), end  # one sentence
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])

@@ -179,3 +179,9 @@ def test_misfits_are_named(u, weight, bias, iterations, named):
     with pytest.raises(ValueError) as error:
         dynamic_routing(*tensors, iterations)
     assert named in str(error.value)
+
+
+def test_whole_numbers_are_refused():
+    u, weight = torch.ones(2, 6, 3).long(), torch.ones(4, 6, 3, 5).long()
+    with pytest.raises(ValueError, match=r"floating-point numbers, not torch\.int64"):
+        dynamic_routing(u, weight)

@@ -23,6 +23,7 @@ from cli_runner import SMALL_PRUNE, SMALL_TRAIN, Outcome, call
 from PIL import Image
 
 Cli = Callable[..., Outcome]
+STRATEGIES = Path(__file__).parents[2] / "recipes" / "strategies"
 PYTHON = (sys.executable, "-m", "capsprune")
 
 
@@ -74,6 +75,10 @@ def picture(path: Path, shade: int = 0) -> None:
         (
             ("prune", *("--model", "resnet18", "--sampler", "eagleeye", "--primary-caps", 9)),
             ("--sampler random",),
+        ),
+        (
+            ("prune", "--model", "resnet18", "--strategy", "s.json", "--flops", 0.5),
+            ("--strategy has its size already", "--flops"),
         ),
         (("prune",), ("no baseline", "--model")),
         (("attach-caps",), ("no run 'default'",)),
@@ -164,6 +169,24 @@ def test_storage_that_cannot_be_used(copied: Path, url: str, words: tuple[str, .
     refused(outcome, *words)
     assert "secret" not in outcome.err
     assert not any(b"secret" in path.read_bytes() for path in copied.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--strategy", "no.json"), ("no.json", "check the path")),
+        (("--strategy", STRATEGIES / "resnet50-50.json"), ("resnet50, not for mobilenet_v1",)),
+        (("--flops", 0.0001), ("the least is",)),
+        (("--primary-caps", 129), ("128 primary capsules",)),
+        (("--latency", 0.0001), ("longer than 0.0001",)),
+        (("--storage", "file.db"), ("--storage",)),
+    ],
+)
+def test_refused_before_the_baseline_is_trained(
+    cli: Cli, tmp_path: Path, arguments: tuple[object, ...], words: tuple[str, ...]
+) -> None:
+    refused(cli("prune", "--model", "mobilenet_v1", *arguments), *words)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_trunk_narrower_than_a_capsule(copied: Path) -> None:

@@ -146,6 +146,12 @@ def test_shapes_that_disagree_name_the_tensor(cli: Cli, tmp_path: Path, model: n
     assert not (tmp_path / "runs").exists()
 
 
+def test_tensors_of_whole_numbers_are_named(cli: Cli, tmp_path: Path, model: nn.Module) -> None:
+    state = dict(model.state_dict())
+    state["bn1.weight"] = state["bn1.weight"].long()
+    refused(cli("import-checkpoint", save(tmp_path, state), *MODEL), "bn1.weight", "int64")
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

@@ -216,6 +216,7 @@ def test_primary_capsules_of_several_groups(cost):
         ({"primary_caps": 60, "flops": 0.25, "max_rate": 0.5}, "with 60 primary capsules.*least"),
         ({"primary_caps": 41, "round_to": 16}, "No channel counts in multiples of 16"),
         ({"params": 0.1, "max_rate": 0.4}, "of the parameters: the least is .*--params"),
+        ({"flops": 0.1, "round_to": 32}, "the least is .*, or a lower --round-to"),
         ({"flops": 0.5, "params": 0.1, "max_rate": 0.5}, "0.1 of the parameters"),
     ],
 )

@@ -58,3 +58,29 @@ def test_an_unmeasured_routing_share_is_said(capsys):
 def test_no_runs_is_said(capsys):
     tables.print_runs([], "runs")
     assert capsys.readouterr().out == "There are no runs in runs.\n"
+
+
+@pytest.mark.parametrize(
+    ("outputs", "inline", "routing"),
+    [
+        (("class_probabilities", "poses"), False, "capsprune::DynamicRouting"),
+        (("class_probabilities", "poses"), True, "standard operators"),
+        (("class_probabilities",), False, "none"),
+    ],
+)
+def test_an_export_says_how_it_routes(capsys, outputs, inline, routing):
+    tables.print_export(
+        {
+            "path": "model.onnx",
+            "bytes": 1e6,
+            "opset": 18,
+            "inline": inline,
+            "inputs": {"image": ["batch", 3, 32, 32]},
+            "outputs": {name: ["batch", 10] for name in outputs},
+            "batches": [1, 2, 17],
+            "max_abs_difference": 1e-7,
+            "top1_agreement": 1.0,
+        }
+    )
+    row = next(line for line in capsys.readouterr().out.splitlines() if "routing" in line)
+    assert routing in row
