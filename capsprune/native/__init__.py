@@ -129,10 +129,7 @@ def routing_forward(
     Raises:
         MemoryError: if there is not enough memory.
     """
-    library = load()
-    assert library is not None
-    shape = (ctypes.c_int64 * 6)(*sizes, iterations)
-    if library.capsprune_routing_forward(shape, epsilon, *inputs, _openmp(), threads, v):
+    if _failed("forward", sizes, iterations, epsilon, *inputs, _openmp(), threads, v):
         raise MemoryError("There is not enough memory to route; use a smaller batch.")
 
 
@@ -155,10 +152,7 @@ def emulate_cuda(
     Raises:
         MemoryError: if there is not enough memory, or the classes exceed a thread block's.
     """
-    library = load()
-    assert library is not None
-    shape = (ctypes.c_int64 * 6)(*sizes, iterations)
-    if library.capsprune_routing_emulate_cuda(shape, epsilon, *inputs, v):
+    if _failed("emulate_cuda", sizes, iterations, epsilon, *inputs, v):
         raise MemoryError("There is not enough memory to route; use fewer classes.")
 
 
@@ -184,8 +178,15 @@ def routing_backward(
     Raises:
         MemoryError: if there is not enough memory.
     """
+    if _failed("backward", sizes, iterations, epsilon, *inputs, _openmp(), threads, *gradients):
+        raise MemoryError("There is not enough memory for the gradients; use a smaller batch.")
+
+
+def _failed(
+    what: str, sizes: tuple[int, ...], iterations: int, epsilon: float, *others: int | None
+) -> bool:
+    """Call `capsprune_routing_<what>`, and tell whether it ran out of memory."""
     library = load()
     assert library is not None
     shape = (ctypes.c_int64 * 6)(*sizes, iterations)
-    if library.capsprune_routing_backward(shape, epsilon, *inputs, _openmp(), threads, *gradients):
-        raise MemoryError("There is not enough memory for the gradients; use a smaller batch.")
+    return bool(getattr(library, f"capsprune_routing_{what}")(shape, epsilon, *others))
