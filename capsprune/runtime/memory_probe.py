@@ -29,7 +29,6 @@ def measure_memory(
     *,
     image_size: int,
     threads: int | None = None,
-    native: bool = True,
 ) -> dict[str, float | None]:
     """Open a session in this process, run it, and say what memory that took.
 
@@ -39,7 +38,6 @@ def measure_memory(
         provider: "cpu" or "cuda".
         image_size: height and width of the images.
         threads: threads of one operator; None leaves it to ONNX Runtime.
-        native: use capsprune's op library.
 
     Returns:
         `peak_memory_mb`: the process's peak resident memory from before the session was made (with
@@ -55,7 +53,7 @@ def measure_memory(
     gpu_before = meters.gpu_memory_used_mb() if provider == "cuda" else None
     meters.reset_peak_resident()
     before = meters.resident_mb()
-    opened = session(path, provider=provider, threads=threads, native=native)
+    opened = session(path, provider=provider, threads=threads)
     loading_peak = meters.peak_resident_mb()
     can_reset = meters.reset_peak_resident()
     for _ in range(RUNS):
@@ -83,7 +81,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("provider", choices=["cpu", "cuda"])
     parser.add_argument("--image-size", type=int, required=True)
     parser.add_argument("--threads", type=int)
-    parser.add_argument("--portable", action="store_true", help="without capsprune's op library")
     options = parser.parse_args(arguments)
     measured = measure_memory(
         options.file,
@@ -91,7 +88,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         options.provider,
         image_size=options.image_size,
         threads=options.threads,
-        native=not options.portable,
     )
     print(json.dumps(measured))
 
