@@ -14,6 +14,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from capsprune.backbones.registry import backbone
 from capsprune.data.names import DATA_SETS, known_data_set
 from capsprune.errors import CapspruneError
+from capsprune.pruning.names import CriterionName, SamplerName
 
 
 class RecipeError(CapspruneError):
@@ -140,7 +141,7 @@ class PruneOptions(Options):
         description="Most milliseconds for one image, measured on this machine in ONNX Runtime.",
     )
     candidates: PositiveInt = Field(40, description="Strategies to try.")
-    sampler: Literal["eagleeye", "random", "tpe", "cmaes", "evolution"] = Field(
+    sampler: SamplerName = Field(
         "random",
         description="Who proposes strategies: eagleeye (blind draws), random (blind draws, moved "
         "onto the target where they miss it), or tpe, cmaes, evolution, which learn from scores.",
@@ -151,7 +152,7 @@ class PruneOptions(Options):
         "this many on that many times as many, and so on; 1 tries each in full. [default: 4 from "
         "100 candidates on, else 1]",
     )
-    criterion: Literal["l1", "l2", "bn-scale", "taylor", "random"] | None = Field(
+    criterion: CriterionName | None = Field(
         None,
         description="Which channels of a group go first: l1, l2, bn-scale, taylor or random. "
         "[default: the strategy's, else l1]",

@@ -40,7 +40,7 @@ from capsprune.pruning.adaptive_bn import recalibrate
 from capsprune.pruning.cost import CostModel, count_macs
 from capsprune.pruning.criteria import l1_ranking
 from capsprune.pruning.groups import find_groups
-from capsprune.pruning.samplers import SAMPLERS
+from capsprune.pruning.names import SAMPLERS
 from capsprune.pruning.search import SearchResult, search
 from capsprune.pruning.shrink import shrink
 from capsprune.pruning.space import SearchSpace

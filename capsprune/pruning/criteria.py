@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from capsprune.errors import StrategyError, unknown_name
 from capsprune.pruning.groups import Dependencies
+from capsprune.pruning.names import CriterionName
 
 #: Images with labels, normalised: [batch, 3, H, W] and [batch].
 Batches = Sequence[tuple[Tensor, Tensor]]
@@ -143,7 +144,7 @@ def random(scoring: Scoring) -> list[Tensor]:
 
 
 #: By the name that `--criterion` takes.
-CRITERIA: dict[str, Criterion] = {
+CRITERIA: dict[CriterionName, Criterion] = {
     "l1": l1,
     "l2": l2,
     "bn-scale": bn_scale,

@@ -15,20 +15,17 @@ sampler the stored candidates again and is where it was.
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from capsprune.errors import StrategyError, unknown_name
+from capsprune.pruning.names import SAMPLERS, SamplerName
 from capsprune.pruning.space import Fractions, SearchSpace
 
 if TYPE_CHECKING:
     from optuna.samplers import BaseSampler
     from optuna.trial import Trial
-
-SamplerName = Literal["eagleeye", "random", "tpe", "cmaes", "evolution"]
-
-SAMPLERS: tuple[str, ...] = get_args(SamplerName)
 
 #: Candidates of a generation of `evolution`: small, as a search tries hundreds, not 10,000s.
 _POPULATION = 20

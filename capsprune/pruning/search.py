@@ -140,7 +140,7 @@ def search(
         seed: of the proposals.
         calibration: training images for the batch norm statistics, [batch, 3, H, W] each.
         scoring: held-out training images and labels.
-        sampler: one of `capsprune.pruning.samplers.SAMPLERS`.
+        sampler: one of `capsprune.pruning.names.SAMPLERS`.
         rankings: for each group its channels, those to keep longest first; None for L1 norms.
         reduction_factor: of successive halving, 1 for none; see `plan_rungs`.
         workers: processes that try candidates.

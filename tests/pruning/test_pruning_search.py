@@ -14,7 +14,7 @@ from capsprune.errors import StrategyError, StudyError
 from capsprune.pruning.candidate import PARTS, Candidate
 from capsprune.pruning.criteria import rank_channels
 from capsprune.pruning.evaluation import Evaluator, LatencyLimit, ProcessWorkers, Task
-from capsprune.pruning.samplers import SAMPLERS
+from capsprune.pruning.names import SAMPLERS
 from capsprune.pruning.search import Plan, plan_rungs, search
 from capsprune.pruning.space import SearchSpace
 from capsprune.pruning.study import Study

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from capsprune.errors import StrategyError
-from capsprune.pruning.samplers import SAMPLERS, make_sampler
+from capsprune.pruning.names import SAMPLERS
+from capsprune.pruning.samplers import make_sampler
 from capsprune.pruning.space import SearchSpace
 from capsprune.recipe import PruneOptions
 
