@@ -118,17 +118,17 @@ class CostModel:
                 pair, repeats = layer.kernel_size[0] * layer.kernel_size[1], positions[name]
                 bias = int(layer.bias is not None)
                 if not is_depthwise(layer):
-                    linear, fixed = _axis(layer, name, "in", dependencies)
+                    linear, fixed = owned_positions(layer, name, "in", dependencies)
                     # An output of a grouped convolution sees the inputs of its own group.
                     linear, fixed = linear / layer.groups, fixed / layer.groups
             elif isinstance(layer, nn.Linear):
                 pair, repeats, bias = 1, positions[name], int(layer.bias is not None)
-                linear, fixed = _axis(layer, name, "in", dependencies)
+                linear, fixed = owned_positions(layer, name, "in", dependencies)
             else:
                 continue
             inputs.append(linear)
             inputs_fixed.append(fixed)
-            linear, fixed = _axis(layer, name, "out", dependencies)
+            linear, fixed = owned_positions(layer, name, "out", dependencies)
             outputs.append(linear)
             outputs_fixed.append(fixed)
             macs.append(pair * repeats)
@@ -137,7 +137,7 @@ class CostModel:
         for name, parameter in channel_parameters(model):
             inputs.append(np.zeros(group_count))
             inputs_fixed.append(1.0)
-            linear, fixed = _axis(parameter, name, "out", dependencies)
+            linear, fixed = owned_positions(parameter, name, "out", dependencies)
             outputs.append(linear)
             outputs_fixed.append(fixed)
             macs.append(0)
@@ -183,6 +183,11 @@ class CostModel:
         ratio: NDArray[np.float64] = self.macs(kept) / self.unpruned_macs
         return ratio
 
+    def parameters_ratio(self, kept: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Give the parameters that remain, likewise."""
+        ratio: NDArray[np.float64] = self.parameters(kept) / self.parameters(self.channels)
+        return ratio
+
     def _layer_channels(
         self, kept: NDArray[np.int64]
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -193,10 +198,20 @@ class CostModel:
         )
 
 
-def _axis(
+def owned_positions(
     layer: nn.Module | nn.Parameter, name: str, axis: Axis, dependencies: Dependencies
 ) -> tuple[NDArray[np.float64], float]:
-    """How many positions of an axis each unit of each group owns, and how many none owns."""
+    """Count the positions of an axis that each unit of each group owns.
+
+    Args:
+        layer: of the unpruned network.
+        name: the layer's.
+        axis: which of its axes.
+        dependencies: the groups.
+
+    Returns:
+        Positions for each unit, [G], and how many no group owns.
+    """
     owned = np.zeros(len(dependencies.groups))
     owners = dependencies.owners.get((name, axis))
     if owners is None:

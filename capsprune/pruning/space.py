@@ -274,8 +274,7 @@ class SearchSpace:
         if self.flops is not None:
             over.append(self.cost.flops_ratio(kept) - self.flops)
         if self.params is not None:
-            unpruned = int(self.cost.parameters(self.cost.channels))
-            over.append(self.cost.parameters(kept) / unpruned - self.params)
+            over.append(self.cost.parameters_ratio(kept) - self.params)
         if not over:
             return np.zeros(kept.shape[:-1])
         return np.maximum.reduce(over)
@@ -361,15 +360,12 @@ class SearchSpace:
         least = self._least()
         if self.flops is not None and self.cost.flops_ratio(least) > 0.9 * self.flops:
             return False
-        if self.params is not None and self._params_ratio(least) > 0.9 * self.params:
+        if self.params is not None and self.cost.parameters_ratio(least) > 0.9 * self.params:
             return False
         if self.primary_caps is None:
             return True
         assert self.bottleneck is not None
         return bool(self.bottleneck.capsules(least) <= self.primary_caps)
-
-    def _params_ratio(self, kept: NDArray[np.int64]) -> float:
-        return float(self.cost.parameters(kept) / self.cost.parameters(self.cost.channels))
 
     def _check(self) -> None:
         """Raise StrategyError if no strategy of this space can lie on the target."""
@@ -409,7 +405,7 @@ class SearchSpace:
         finer = ", or a lower --round-to" if self.round_to > 1 else ""
         for target, ratio, name, option in (
             (self.flops, float(self.cost.flops_ratio(least)), "FLOPs", "flops"),
-            (self.params, self._params_ratio(least), "parameters", "params"),
+            (self.params, float(self.cost.parameters_ratio(least)), "parameters", "params"),
         ):
             if target is not None and ratio > target + self.tolerance:
                 raise StrategyError(
@@ -421,6 +417,6 @@ class SearchSpace:
             raise StrategyError(
                 f"With {self.primary_caps} primary capsules not more than "
                 f"{float(self.cost.flops_ratio(most)):.3f} of the FLOPs and "
-                f"{self._params_ratio(most):.3f} of the parameters can remain; give a higher "
-                "--primary-caps, or lower --flops or --params."
+                f"{float(self.cost.parameters_ratio(most)):.3f} of the parameters can remain; "
+                "give a higher --primary-caps, or lower --flops or --params."
             )
