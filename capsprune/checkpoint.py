@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
@@ -23,8 +23,12 @@ from capsprune.backbones.registry import build_backbone
 from capsprune.backbones.trunk import trunk_of
 from capsprune.backbones.weights import with_versions
 from capsprune.capsules import CapsuleNetwork
+from capsprune.data.transforms import NORMALISATION
 from capsprune.errors import CapspruneError, CheckpointError
 from capsprune.pruning.shrink import layer_channels, resize_layers
+
+if TYPE_CHECKING:
+    from capsprune.data.sources import DataSplits
 
 WEIGHTS = "model.safetensors"
 ARCHITECTURE = "architecture.json"
@@ -42,6 +46,22 @@ class DataDescription(BaseModel):
     image_size: PositiveInt
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+
+    @classmethod
+    def of(cls, splits: DataSplits, image_size: int) -> DataDescription:
+        """Describe a data set as it is shown to a network.
+
+        Args:
+            splits: the data set.
+            image_size: pixels a side.
+        """
+        return cls(
+            name=splits.name,
+            class_names=splits.class_names,
+            image_size=image_size,
+            mean=NORMALISATION["mean"],
+            std=NORMALISATION["std"],
+        )
 
 
 class CapsuleHead(BaseModel):
@@ -136,6 +156,20 @@ def describe(
         channels=layer_channels(body),
         head=head,
         metrics=dict(metrics),
+    )
+
+
+def describe_like(
+    network: nn.Module, like: Architecture, *, parent: str | None, metrics: Mapping[str, Any]
+) -> Architecture:
+    """Describe a network with the backbone and the data of another; arguments as for `describe`."""
+    return describe(
+        network,
+        model=like.model,
+        arguments=like.arguments,
+        data=like.data,
+        parent=parent,
+        metrics=metrics,
     )
 
 

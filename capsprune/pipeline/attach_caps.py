@@ -6,7 +6,7 @@ import torch
 
 from capsprune.backbones.trunk import trunk_output
 from capsprune.capsules import CapsuleNetwork
-from capsprune.checkpoint import Checkpoint, describe, load_checkpoint, read_architecture
+from capsprune.checkpoint import Checkpoint, describe_like, load_checkpoint, read_architecture
 from capsprune.errors import RunError
 from capsprune.inspection import checkpoint_costs
 from capsprune.pipeline.fitting import fit_network, score_network, training_summary
@@ -69,14 +69,7 @@ def attach_caps(options: AttachCapsOptions, session: Session) -> StageRecord:
     ).changed(options.epochs, options.batch_size, options.lr)
     history = fit_network(session, network, splits, size, schedule, work, "Training capsules")
     result = score_network(session, network, splits.test, size)
-    architecture = describe(
-        network,
-        model=described.model,
-        arguments=described.arguments,
-        data=described.data,
-        parent=described.id,
-        metrics=result.to_dict(),
-    )
+    architecture = describe_like(network, described, parent=described.id, metrics=result.to_dict())
     return stage.commit_checkpoint(
         network,
         architecture,

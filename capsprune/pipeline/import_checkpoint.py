@@ -10,16 +10,15 @@ import torch
 
 from capsprune.backbones.registry import backbone, backbone_arguments, build_backbone
 from capsprune.backbones.weights import read_state_dict
-from capsprune.checkpoint import Checkpoint, DataDescription, describe, read_architecture
+from capsprune.checkpoint import Checkpoint, DataDescription, describe
 from capsprune.data.names import default_image_size
-from capsprune.data.transforms import NORMALISATION
-from capsprune.errors import CheckpointError, RunError
+from capsprune.errors import CheckpointError
 from capsprune.inspection import checkpoint_costs
+from capsprune.pipeline.baseline import require_baseline
 from capsprune.pipeline.fitting import score_network
+from capsprune.pipeline.prunable import Prunable
 from capsprune.pipeline.session import Session
 from capsprune.pipeline.stage import Stage
-from capsprune.pruning.cost import CostModel
-from capsprune.pruning.groups import find_groups
 from capsprune.pruning.rebuild import rebuild
 from capsprune.pruning.strategy import Strategy
 from capsprune.recipe import ImportOptions
@@ -39,28 +38,35 @@ def import_checkpoint(options: ImportOptions, session: Session) -> StageRecord:
     arguments = backbone_arguments(options.model, image_size)
     if not options.checkpoint.is_file():
         raise CheckpointError(f"There is no file {options.checkpoint}; check the path.")
-    baseline = _baseline(options, image_size, session)
+    baseline: str | None = None
+    if "baseline" in run.stages:  # What is imported must be of its kind.
+        baseline = require_baseline(
+            session,
+            "import-checkpoint",
+            model=options.model,
+            data=options.data,
+            image_size=image_size,
+        ).id
     digest = hashlib.sha256(options.checkpoint.read_bytes()).hexdigest()
     stage = Stage.of(session, "pruned", options, baseline, image_size=image_size, sha256=digest)
     if record := stage.done():
         return record
 
     state = read_state_dict(options.checkpoint)
-    classifier = backbone(options.model).classifier
     splits = session.data(options.data, options.data_root, image_size)
     torch.manual_seed(run.seed)  # a classifier may be drawn anew
     network = build_backbone(options.model, splits.num_classes, **arguments).eval()
-    dependencies = find_groups(network, classifier=classifier, image_size=image_size)
-    cost = CostModel.build(network, dependencies, image_size)
+    unpruned = Prunable.of(options.model, network, image_size)
+    dependencies = unpruned.dependencies
     kept, own_classifier = rebuild(
         network,
         dependencies,
         state,
-        classifier=classifier,
+        classifier=backbone(options.model).classifier,
         name=options.model,
         source=str(options.checkpoint),
     )
-    ratio = float(cost.flops_ratio(kept))
+    ratio = float(unpruned.cost.flops_ratio(kept))
     said = "with its classifier" if own_classifier else "classifier drawn anew, untrained"
     progress.say(
         f"{options.checkpoint} is a {options.model} with {ratio:.1%} of its FLOPs, {said} "
@@ -76,13 +82,7 @@ def import_checkpoint(options: ImportOptions, session: Session) -> StageRecord:
         network,
         model=options.model,
         arguments=arguments,
-        data=DataDescription(
-            name=options.data,
-            class_names=splits.class_names,
-            image_size=image_size,
-            mean=NORMALISATION["mean"],
-            std=NORMALISATION["std"],
-        ),
+        data=DataDescription.of(splits, image_size),
         parent=baseline,
         metrics=metrics,
     )
@@ -110,23 +110,3 @@ def import_checkpoint(options: ImportOptions, session: Session) -> StageRecord:
         },
         {"strategy.json": json.dumps(strategy.to_dict(), indent=1) + "\n"},
     )
-
-
-def _baseline(options: ImportOptions, image_size: int, session: Session) -> str | None:
-    """Id of the run's baseline, if there is one; what is imported must be of its kind."""
-    run = session.run
-    if "baseline" not in run.stages:
-        return None
-    run.require("baseline", "import-checkpoint")
-    described = read_architecture(run.path("baseline"))
-    for name, asked, has in (
-        ("model", options.model, described.model),
-        ("data", options.data, described.data.name),
-        ("image-size", image_size, described.data.image_size),
-    ):
-        if asked != has:
-            raise RunError(
-                f"The baseline of run '{run.name}' has --{name} {has}, not {asked}; give another "
-                "--run."
-            )
-    return described.id

@@ -10,7 +10,7 @@ import torch
 from capsprune.backbones.registry import build_backbone
 from capsprune.backbones.trunk import trunk_of, trunk_output
 from capsprune.capsules import CapsuleNetwork
-from capsprune.checkpoint import Checkpoint, describe, load_checkpoint
+from capsprune.checkpoint import Checkpoint, describe_like, load_checkpoint
 from capsprune.inspection import checkpoint_costs
 from capsprune.pipeline.export import export_checkpoint
 from capsprune.pipeline.session import Session
@@ -102,15 +102,7 @@ def _unpruned(session: Session, pruned: Checkpoint) -> Checkpoint:
     network = build_backbone(
         described.model, len(described.data.class_names), **described.arguments
     ).eval()
-    architecture = describe(
-        network,
-        model=described.model,
-        arguments=described.arguments,
-        data=described.data,
-        parent=None,
-        metrics={},
-    )
-    return Checkpoint(network, architecture)
+    return Checkpoint(network, describe_like(network, described, parent=None, metrics={}))
 
 
 def _with_untrained_head(unpruned: Checkpoint, like: Checkpoint) -> Checkpoint:
@@ -129,12 +121,5 @@ def _with_untrained_head(unpruned: Checkpoint, like: Checkpoint) -> Checkpoint:
         d2=head.d2,
         iterations=head.iterations,
     ).eval()
-    architecture = describe(
-        network,
-        model=described.model,
-        arguments=described.arguments,
-        data=described.data,
-        parent=described.id,
-        metrics={},
-    )
+    architecture = describe_like(network, described, parent=described.id, metrics={})
     return Checkpoint(network, architecture)

@@ -7,12 +7,14 @@ from typing import Any
 
 import torch
 
-from capsprune.backbones.registry import backbone, backbone_arguments, build_backbone
-from capsprune.checkpoint import Checkpoint, describe, load_checkpoint, read_architecture
+from capsprune.backbones.registry import backbone_arguments, build_backbone
+from capsprune.checkpoint import Architecture, Checkpoint, describe_like, load_checkpoint
 from capsprune.data.names import default_image_size
 from capsprune.errors import RunError
 from capsprune.inspection import checkpoint_costs
+from capsprune.pipeline.baseline import require_baseline
 from capsprune.pipeline.fitting import fit_network, score_network, training_summary
+from capsprune.pipeline.prunable import Prunable
 from capsprune.pipeline.searching import (
     check_options,
     check_reach,
@@ -26,9 +28,7 @@ from capsprune.pipeline.session import Session
 from capsprune.pipeline.stage import Stage
 from capsprune.pipeline.train import train
 from capsprune.pruning.adaptive_bn import recalibrate
-from capsprune.pruning.cost import CostModel
 from capsprune.pruning.criteria import rank_channels
-from capsprune.pruning.groups import find_groups
 from capsprune.pruning.shrink import shrink
 from capsprune.pruning.space import SearchSpace
 from capsprune.pruning.strategy import Strategy, read_strategy
@@ -46,14 +46,13 @@ def prune(options: PruneOptions, session: Session) -> StageRecord:
     """
     options = check_options(options)
     run, progress = session.run, session.progress
-    baseline = _baseline(options, session)
-    described = read_architecture(run.path("baseline"))
+    described = _baseline(options, session)
     size = described.data.image_size
     stage = Stage.of(
         session,
         "pruned",
         options,
-        baseline.id,
+        described.id,
         model=described.model,
         data=described.data.name,
         image_size=size,
@@ -61,20 +60,14 @@ def prune(options: PruneOptions, session: Session) -> StageRecord:
     if record := stage.done():
         return record
 
-    model = load_checkpoint(run.path("baseline")).network
-    dependencies = find_groups(
-        model, classifier=backbone(described.model).classifier, image_size=size
-    )
-    cost = CostModel.build(model, dependencies, size)
-    strategy: Strategy | None = None
+    unpruned = Prunable.of(described.model, load_checkpoint(run.path("baseline")).network, size)
+    model, dependencies = unpruned.model, unpruned.dependencies
+    strategy, criterion = _given_strategy(options, described.model)
     space: SearchSpace | None = None
-    if options.strategy is not None:
-        strategy = read_strategy(options.strategy, described.model)
+    if strategy is not None:
         strategy.kept(dependencies)  # raises if it does not fit
-        criterion = options.criterion or strategy.criterion
     else:
-        space = search_space(options, session, model, described.model, size, dependencies, cost)
-        criterion = options.criterion or "l1"
+        space = search_space(options, session, unpruned)
     splits = session.data(described.data.name, options.data_root, size)
     device = session.fabric.device
 
@@ -92,9 +85,7 @@ def prune(options: PruneOptions, session: Session) -> StageRecord:
     files: dict[str, str] = {}
     if strategy is None:
         assert space is not None
-        found = find_strategy(
-            options, session, stage, work, model, size, dependencies, space, rankings, batches
-        )
+        found = find_strategy(options, session, stage, work, unpruned, space, rankings, batches)
         best = found.best
         strategy = Strategy(
             described.model,
@@ -118,21 +109,14 @@ def prune(options: PruneOptions, session: Session) -> StageRecord:
         lines = [json.dumps(candidate.to_dict()) for candidate in found.candidates]
         files["candidates.jsonl"] = "\n".join(lines) + "\n"
     kept = strategy.kept(dependencies)
-    ratio = float(cost.flops_ratio(kept))
+    ratio = float(unpruned.cost.flops_ratio(kept))
     network = shrink(model, dependencies, rankings, kept)
     recalibrate(network, batches.calibration)
     before = score_network(session, network, splits.test, size)
     progress.say(f"{ratio:.1%} of the FLOPs remain; test accuracy {before.accuracy:.2%}")
     history = fit_network(session, network, splits, size, schedule, work, "Fine-tuning")
     result = score_network(session, network, splits.test, size)
-    architecture = describe(
-        network,
-        model=described.model,
-        arguments=described.arguments,
-        data=described.data,
-        parent=described.id,
-        metrics=result.to_dict(),
-    )
+    architecture = describe_like(network, described, parent=described.id, metrics=result.to_dict())
     summary |= {
         "criterion": criterion,
         "flops_ratio": ratio,
@@ -145,7 +129,7 @@ def prune(options: PruneOptions, session: Session) -> StageRecord:
     return stage.commit_checkpoint(network, architecture, history, summary, files)
 
 
-def _baseline(options: PruneOptions, session: Session) -> StageRecord:
+def _baseline(options: PruneOptions, session: Session) -> Architecture:
     """The run's baseline, trained first where there is none; what was asked for must agree."""
     run = session.run
     if "baseline" not in run.stages:
@@ -164,20 +148,14 @@ def _baseline(options: PruneOptions, session: Session) -> StageRecord:
         )
         training = TrainOptions(**given)
         _check_before_training(options, training, session)
-        return train(training, session)
-    record = run.require("baseline", "prune")
-    described = read_architecture(run.path("baseline"))
-    for name, asked, has in (
-        ("model", options.model, described.model),
-        ("data", options.data, described.data.name),
-        ("image-size", options.image_size, described.data.image_size),
-    ):
-        if asked is not None and asked != has:
-            raise RunError(
-                f"The baseline of run '{run.name}' has --{name} {has}, not {asked}; give another "
-                "--run."
-            )
-    return record
+        train(training, session)
+    return require_baseline(
+        session,
+        "prune",
+        model=options.model,
+        data=options.data,
+        image_size=options.image_size,
+    )
 
 
 def _check_before_training(options: PruneOptions, training: TrainOptions, session: Session) -> None:
@@ -187,18 +165,21 @@ def _check_before_training(options: PruneOptions, training: TrainOptions, sessio
     """
     name, size = training.model, training.image_size or default_image_size(training.data)
     arguments = backbone_arguments(name, size)
-    criterion: str = options.criterion or "l1"
-    strategy: Strategy | None = None
-    if options.strategy is not None:
-        strategy = read_strategy(options.strategy, name)
-        criterion = options.criterion or strategy.criterion
+    strategy, criterion = _given_strategy(options, name)
     check_storage(options)
     classes = session.data(training.data, training.data_root, size).num_classes
-    model = build_backbone(name, classes, **arguments).eval()
-    dependencies = find_groups(model, classifier=backbone(name).classifier, image_size=size)
+    network = Prunable.of(name, build_backbone(name, classes, **arguments).eval(), size)
     if strategy is not None:
-        strategy.kept(dependencies)
+        strategy.kept(network.dependencies)
     else:
-        check_reach(options, session, model, name, size, dependencies)
+        check_reach(options, session, network)
     if criterion != "taylor":  # which any network has, and which needs images
-        rank_channels(model, dependencies, criterion)
+        rank_channels(network.model, network.dependencies, criterion)
+
+
+def _given_strategy(options: PruneOptions, name: str) -> tuple[Strategy | None, str]:
+    """Read the strategy that was given, if one was, and say by which criterion channels go."""
+    if options.strategy is None:
+        return None, options.criterion or "l1"
+    strategy = read_strategy(options.strategy, name)
+    return strategy, options.criterion or strategy.criterion

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import uuid
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,13 +17,14 @@ from capsprune.backbones.trunk import trunk_of, trunk_output
 from capsprune.data.sources import DataSplits
 from capsprune.errors import StrategyError
 from capsprune.files import write_text
+from capsprune.pipeline.prunable import Prunable
 from capsprune.pipeline.session import Session
 from capsprune.pipeline.stage import Stage
 from capsprune.pruning.candidate import Candidate
-from capsprune.pruning.cost import CostModel
+from capsprune.pruning.cost import owned_positions
 from capsprune.pruning.criteria import l1_ranking
 from capsprune.pruning.evaluation import LatencyLimit
-from capsprune.pruning.groups import PRUNABLE_LAYERS, Dependencies
+from capsprune.pruning.groups import axis_size
 from capsprune.pruning.search import SearchResult, search
 from capsprune.pruning.shrink import shrink
 from capsprune.pruning.space import Bottleneck, SearchSpace
@@ -90,15 +90,7 @@ def check_options(options: PruneOptions) -> PruneOptions:
     return options.model_copy(update={"flops": flops, "reduction_factor": factor})
 
 
-def search_space(
-    options: PruneOptions,
-    session: Session,
-    model: nn.Module,
-    name: str,
-    image_size: int,
-    dependencies: Dependencies,
-    cost: CostModel,
-) -> SearchSpace:
+def search_space(options: PruneOptions, session: Session, network: Prunable) -> SearchSpace:
     """Make the space of strategies that have the size asked for.
 
     Where a latency is the only size, the FLOPs that it allows are measured on strategies that
@@ -109,16 +101,16 @@ def search_space(
     """
     bottleneck = None
     if options.primary_caps is not None:
-        bottleneck = bottleneck_of(name, model, dependencies, image_size, options.d1)
+        bottleneck = bottleneck_of(network, options.d1)
     flops = options.flops
     if options.latency is not None:
-        fastest = _check_latency(options, session, model, image_size, dependencies, cost)
+        fastest = _check_latency(options, session, network)
         if options.params is None and flops is None and options.primary_caps is None:
             flops = read_measured_flops(session.run.work("pruned"), options) or _flops_within(
-                options.latency, session, model, image_size, dependencies, cost, fastest
+                options.latency, session, network, fastest
             )
     return SearchSpace.around(
-        cost,
+        network.cost,
         flops,
         options.max_rate,
         options.round_to,
@@ -128,25 +120,17 @@ def search_space(
     )
 
 
-def check_reach(
-    options: PruneOptions,
-    session: Session,
-    model: nn.Module,
-    name: str,
-    image_size: int,
-    dependencies: Dependencies,
-) -> None:
+def check_reach(options: PruneOptions, session: Session, network: Prunable) -> None:
     """Check that some strategy has the size asked for, as far as an untrained network tells.
 
     Raises:
         StrategyError: if the target is out of reach.
     """
-    cost = CostModel.build(model, dependencies, image_size)
     computed = options.model_copy(update={"latency": None})
     if any(size is not None for size in (options.flops, options.params, options.primary_caps)):
-        search_space(computed, session, model, name, image_size, dependencies, cost)
+        search_space(computed, session, network)
     if options.latency is not None:
-        _check_latency(options, session, model, image_size, dependencies, cost)
+        _check_latency(options, session, network)
 
 
 def check_storage(options: PruneOptions) -> None:
@@ -175,9 +159,7 @@ def read_measured_flops(work: Path, options: PruneOptions) -> float | None:
     return noted["flops"] if noted["latency"] == options.latency else None
 
 
-def bottleneck_of(
-    name: str, model: nn.Module, dependencies: Dependencies, image_size: int, d1: int
-) -> Bottleneck:
+def bottleneck_of(network: Prunable, d1: int) -> Bottleneck:
     """Find how the trunk's output channels follow from the channels kept in each group.
 
     They are what the first layer behind the trunk takes in, once for each position that a flatten
@@ -186,31 +168,23 @@ def bottleneck_of(
     Raises:
         StrategyError: if the trunk has fewer channels than a capsule has values.
     """
-    channels, _ = trunk_output(trunk_of(name, model), image_size)
+    channels, _ = trunk_output(trunk_of(network.name, network.model), network.image_size)
     if channels < d1:
         raise StrategyError(
-            f"The trunk of {name} has {channels} channels, fewer than the {d1} values of a primary "
-            "capsule; give a lower --d1."
+            f"The trunk of {network.name} has {channels} channels, fewer than the {d1} values of a "
+            "primary capsule; give a lower --d1."
         )
-    trunk = backbone(name).trunk_children
+    trunk = backbone(network.name).trunk_children
     behind, layer = next(
         (layer_name, layer)
-        for layer_name, layer in model.named_modules()
+        for layer_name, layer in network.model.named_modules()
         if isinstance(layer, (nn.Linear, nn.Conv2d))
         and not any(layer_name == child or layer_name.startswith(f"{child}.") for child in trunk)
     )
-    assert isinstance(layer, PRUNABLE_LAYERS)
-    inputs = layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels
-    repeats = inputs // channels
-    owners = dependencies.owners.get((behind, "in"))
-    per_channel = np.zeros(len(dependencies.groups), dtype=np.int64)
-    fixed = channels
-    if owners is not None:
-        for index, count in Counter(owners.group.tolist()).items():
-            if index >= 0:
-                per_channel[index] = count // (dependencies.groups[index].channels * repeats)
-        fixed = int(np.count_nonzero(owners.group < 0)) // repeats
-    return Bottleneck(per_channel, fixed, d1)
+    repeats = axis_size(layer, "in") // channels
+    owned, unowned = owned_positions(layer, behind, "in", network.dependencies)
+    per_channel = (owned // repeats).astype(np.int64)
+    return Bottleneck(per_channel, int(unowned) // repeats, d1)
 
 
 def load_batches(
@@ -243,9 +217,7 @@ def find_strategy(
     session: Session,
     stage: Stage,
     work: Path,
-    model: nn.Module,
-    image_size: int,
-    dependencies: Dependencies,
+    network: Prunable,
     space: SearchSpace,
     rankings: list[Tensor],
     data: SearchData,
@@ -255,7 +227,9 @@ def find_strategy(
     assert options.reduction_factor is not None
     latency = None
     if options.latency is not None:
-        latency = LatencyLimit(options.latency, lambda network: _latency(network, image_size))
+        latency = LatencyLimit(
+            options.latency, lambda candidate: _latency(candidate, network.image_size)
+        )
     with _open_study(options, session, stage, work) as study:
         before = study.rung(0).finished()
         if before:
@@ -271,8 +245,8 @@ def find_strategy(
                 bar(done, total, f"rung {best.rung + 1}, {note}" if best.rung else note)
 
             found = search(
-                model,
-                dependencies,
+                network.model,
+                network.dependencies,
                 space,
                 candidates=options.candidates,
                 seed=session.run.seed,
@@ -327,22 +301,15 @@ def _latency(network: nn.Module, image_size: int) -> float:
     return network_latency(network, image_size)
 
 
-def _check_latency(
-    options: PruneOptions,
-    session: Session,
-    model: nn.Module,
-    image_size: int,
-    dependencies: Dependencies,
-    cost: CostModel,
-) -> float:
+def _check_latency(options: PruneOptions, session: Session, network: Prunable) -> float:
     """Give the removal fraction of the fastest network there can be, checking that it is in time.
 
     Raises:
         StrategyError: if even that network is too slow.
     """
     assert options.latency is not None
-    space = SearchSpace.around(cost, None, options.max_rate or 0.95, options.round_to)
-    fastest = _uniform_latency(model, image_size, dependencies, space, space.max_rate)
+    space = SearchSpace.around(network.cost, None, options.max_rate or 0.95, options.round_to)
+    fastest = _uniform_latency(network, space, space.max_rate)
     if fastest > options.latency:
         raise StrategyError(
             f"Even the strategy that removes {space.max_rate:g} of every group takes "
@@ -353,38 +320,25 @@ def _check_latency(
     return space.max_rate
 
 
-def _flops_within(
-    limit_ms: float,
-    session: Session,
-    model: nn.Module,
-    image_size: int,
-    dependencies: Dependencies,
-    cost: CostModel,
-    max_rate: float,
-) -> float:
+def _flops_within(limit_ms: float, session: Session, network: Prunable, max_rate: float) -> float:
     """Find the FLOPs ratio at which uniform strategies take as long as allowed."""
-    space = SearchSpace(cost, None, max_rate)
+    space = SearchSpace(network.cost, None, max_rate)
     low, high = 0.0, max_rate
     for _ in range(_LATENCY_STEPS):
         middle = (low + high) / 2
-        if _uniform_latency(model, image_size, dependencies, space, middle) <= limit_ms:
+        if _uniform_latency(network, space, middle) <= limit_ms:
             high = middle
         else:
             low = middle
-    ratio = float(cost.flops_ratio(space.kept(np.full(space.groups, high))))
+    ratio = float(network.cost.flops_ratio(space.kept(np.full(space.groups, high))))
     # Rounded, so that a search that goes on after an interruption has the same target.
     ratio = min(max(round(ratio, 2), 0.01), 0.99)
     session.progress.say(f"{limit_ms:g} ms allow about {ratio:g} of the FLOPs here")
     return ratio
 
 
-def _uniform_latency(
-    model: nn.Module,
-    image_size: int,
-    dependencies: Dependencies,
-    space: SearchSpace,
-    fraction: float,
-) -> float:
+def _uniform_latency(network: Prunable, space: SearchSpace, fraction: float) -> float:
     kept = space.kept(np.full(space.groups, fraction))
-    rankings = l1_ranking(model, dependencies)
-    return _latency(shrink(model, dependencies, rankings, kept), image_size)
+    rankings = l1_ranking(network.model, network.dependencies)
+    shrunk = shrink(network.model, network.dependencies, rankings, kept)
+    return _latency(shrunk, network.image_size)

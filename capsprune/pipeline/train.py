@@ -8,7 +8,6 @@ from capsprune.backbones.registry import backbone_arguments, build_backbone
 from capsprune.backbones.weights import initialise
 from capsprune.checkpoint import Checkpoint, DataDescription, describe
 from capsprune.data.names import default_image_size
-from capsprune.data.transforms import NORMALISATION
 from capsprune.inspection import checkpoint_costs
 from capsprune.pipeline.fitting import fit_network, score_network, training_summary
 from capsprune.pipeline.session import Session
@@ -51,13 +50,7 @@ def train(options: TrainOptions, session: Session) -> StageRecord:
         network,
         model=options.model,
         arguments=arguments,
-        data=DataDescription(
-            name=options.data,
-            class_names=splits.class_names,
-            image_size=image_size,
-            mean=NORMALISATION["mean"],
-            std=NORMALISATION["std"],
-        ),
+        data=DataDescription.of(splits, image_size),
         parent=None,
         metrics=result.to_dict(),
     )

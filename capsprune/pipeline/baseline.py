@@ -1,0 +1,39 @@
+"""The run's baseline, as stages that build on it find it."""
+
+from __future__ import annotations
+
+from capsprune.checkpoint import Architecture, read_architecture
+from capsprune.errors import RunError
+from capsprune.pipeline.session import Session
+
+
+def require_baseline(
+    session: Session, command: str, *, model: str | None, data: str | None, image_size: int | None
+) -> Architecture:
+    """Give the description of the run's baseline, which must be what was asked for.
+
+    Args:
+        session: of the command.
+        command: that needs the baseline, for messages.
+        model: asked for; None agrees with any, as it does below.
+        data: asked for.
+        image_size: asked for, in pixels a side.
+
+    Raises:
+        RunError: if the run has no baseline, or one of another kind.
+        CheckpointError: if it is damaged.
+    """
+    run = session.run
+    run.require("baseline", command)
+    described = read_architecture(run.path("baseline"))
+    for name, asked, has in (
+        ("model", model, described.model),
+        ("data", data, described.data.name),
+        ("image-size", image_size, described.data.image_size),
+    ):
+        if asked is not None and asked != has:
+            raise RunError(
+                f"The baseline of run '{run.name}' has --{name} {has}, not {asked}; give another "
+                "--run."
+            )
+    return described
