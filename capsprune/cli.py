@@ -21,6 +21,7 @@ from capsprune import __version__
 from capsprune.errors import Interrupted
 from capsprune.recipe import (
     AttachCapsOptions,
+    AttachLinearOptions,
     EvaluateOptions,
     ExportOptions,
     ImportOptions,
@@ -161,6 +162,7 @@ _TITLES = {
     "baseline": "Baseline",
     "pruned": "Pruned backbone",
     "caps": "Pruned capsule network",
+    "linear": "Pruned backbone with a new linear classifier",
 }
 
 
@@ -234,6 +236,21 @@ def attach_caps(
     with _session(shared, verbose, create=options.checkpoint is not None) as session:
         stage(options, session)
         _print_stage(session, "caps", json)
+
+
+@_stage_command("attach-linear", AttachLinearOptions, SessionOptions)
+def attach_linear(
+    options: AttachLinearOptions, shared: SessionOptions, json: bool, verbose: bool
+) -> None:
+    """Train a linear classifier on the pruned trunk, to compare with.
+
+    It gets the schedule that the capsule layers get.
+    """
+    from capsprune.pipeline.attach_linear import attach_linear as stage
+
+    with _session(shared, verbose, create=options.checkpoint is not None) as session:
+        stage(options, session)
+        _print_stage(session, "linear", json)
 
 
 @_stage_command("export", ExportOptions, SessionOptions)

@@ -88,7 +88,7 @@ def inspect_run(run: Run) -> dict[str, dict[str, Any]]:
         RunError: if the run has no checkpoint yet.
         CheckpointError: if one is damaged.
     """
-    stages: list[StageName] = ["baseline", "pruned", "caps"]
+    stages: list[StageName] = ["baseline", "pruned", "caps", "linear"]
     done = [stage for stage in stages if stage in run.stages]
     if not done:
         raise RunError(
@@ -106,13 +106,17 @@ def checkpoint_costs(checkpoint: Checkpoint, frozen: bool = False) -> dict[str, 
         frozen: count the training of a frozen trunk.
 
     Returns:
-        `forward_macs`, `parameters`, and for a capsule network what `inspect_model` gives of it.
+        `trunk_macs`, `forward_macs`, `training_flops` (as the paper counts), `parameters`, and for
+        a capsule network what else `inspect_model` gives of it.
     """
     size = checkpoint.architecture.data.image_size
     if checkpoint.capsules is not None:
         return _capsule_costs(checkpoint.capsules, size, frozen)
+    trunk_macs = sum(count_macs(checkpoint.trunk, size).values())
     return {
+        "trunk_macs": trunk_macs,
         "forward_macs": sum(count_macs(checkpoint.network, size).values()),
+        "training_flops": (_PASSES_FROZEN if frozen else _PASSES_FINETUNED) * trunk_macs,
         "parameters": count_parameters(checkpoint.network),
     }
 

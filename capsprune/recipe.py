@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
@@ -49,6 +49,7 @@ DataName = Annotated[str, AfterValidator(_data_name)]
 PositiveInt = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Ratio = Annotated[float, Field(gt=0, lt=1)]
+Part = Annotated[float, Field(gt=0, le=1)]
 
 Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]
 
@@ -101,6 +102,11 @@ class TrainOptions(Options):
     image_size: PositiveInt | None = Field(
         None, description="Pixels a side shown to the network. [default: by data set]"
     )
+    part: Part | None = Field(
+        None,
+        description="Part of the training images to use, here and in the stages that follow. "
+        "[default: all]",
+    )
     weights: str = Field("auto", description="Starting weights: auto, imagenet, none, or a file.")
     epochs: Annotated[int, Field(ge=0)] | None = Field(
         None, description="Epochs; 0 keeps the starting weights. [default: by data set]"
@@ -122,10 +128,10 @@ class PruneOptions(Options):
     image_size: PositiveInt | None = Field(
         None, description="Pixels a side, likewise. [default: the baseline's, else by data set]"
     )
-    flops: Ratio | None = Field(
+    flops: Part | None = Field(
         None,
-        description="FLOPs (multiply-accumulates) that remain, as a part of the unpruned. "
-        "[default: 0.5 where no other size is given]",
+        description="FLOPs (multiply-accumulates) that remain, as a part of the unpruned; 1 "
+        "removes nothing, to compare with. [default: 0.5 where no other size is given]",
     )
     params: Ratio | None = Field(
         None,
@@ -214,6 +220,23 @@ class AttachCapsOptions(Options):
     batch_size: BatchSize = None
 
 
+class AttachLinearOptions(Options):
+    """Options of `attach-linear`: a linear classifier on the same trunk, to compare with."""
+
+    checkpoint: Path | None = Field(
+        None,
+        description="Checkpoint of a backbone. [default: the run's pruned/]",
+        json_schema_extra=POSITIONAL,
+    )
+    data_root: DataRoot = None
+    freeze: Freeze = False
+    epochs: PositiveInt | None = Field(
+        None, description="Epochs. [default: as for the capsule layers]"
+    )
+    lr: LearningRate = None
+    batch_size: BatchSize = None
+
+
 class ExportOptions(Options):
     """Options of `export`: one verified ONNX file."""
 
@@ -250,6 +273,13 @@ class ProfileOptions(Options):
         "auto", description="Where to run: auto, cpu or cuda."
     )
     repeats: PositiveInt = Field(30, description="Timed repeats of each measurement.")
+
+
+class AnalyseOptions(Options):
+    """Options of `analyse`: what the capsules do, and how robust the network is."""
+
+    data_root: DataRoot = None
+    images: PositiveInt = Field(2000, description="Test images to use, at most.")
 
 
 class EvaluateOptions(Options):
@@ -312,8 +342,11 @@ class Recipe(Options):
     train: TrainOptions
     prune: PruneOptions = Field(default_factory=PruneOptions)
     attach_caps: AttachCapsOptions = Field(default_factory=AttachCapsOptions)
+    #: Done where the recipe names them.
+    attach_linear: AttachLinearOptions | None = None
     export: ExportOptions = Field(default_factory=ExportOptions)
-    profile: ProfileOptions = Field(default_factory=ProfileOptions)
+    profile: ProfileOptions | None = Field(default_factory=ProfileOptions)
+    analyse: AnalyseOptions | None = None
 
 
 OptionsT = TypeVar("OptionsT", bound=Options)
@@ -373,8 +406,9 @@ def _first_problem(kind: type[Options], error: ValidationError, where: str) -> s
         field = owner.model_fields.get(name)
         if field is None:
             break
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            owner = field.annotation
+        for inner in (field.annotation, *get_args(field.annotation)):  # X, or X | None
+            if isinstance(inner, type) and issubclass(inner, BaseModel):
+                owner = inner
     names = [_hyphenated(part) for part in location if not part.isdigit()]
     label = where + ".".join(names if where != "--" else names[:1])
     if problem["type"] == "extra_forbidden":

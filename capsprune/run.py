@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import platform
 import re
 import shutil
@@ -20,16 +21,31 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from capsprune.errors import RunError
 from capsprune.files import write_text
 
-StageName = Literal["baseline", "pruned", "caps", "onnx", "profile"]
+StageName = Literal["baseline", "pruned", "caps", "linear", "onnx", "profile", "analysis"]
 
-#: In the order in which they build on each other, with the command that makes each.
+#: In the order in which a recipe does them, with the command that makes each.
 STAGES: dict[StageName, str] = {
     "baseline": "train",
     "pruned": "prune",
     "caps": "attach-caps",
+    "linear": "attach-linear",
     "onnx": "export --onnx",
     "profile": "profile",
+    "analysis": "analyse",
 }
+
+#: What each stage is made from.
+_MADE_FROM: dict[StageName, StageName] = {
+    "pruned": "baseline",
+    "caps": "pruned",
+    "linear": "pruned",
+    "onnx": "caps",
+    "profile": "onnx",
+    "analysis": "caps",
+}
+
+#: Stages that leave one JSON file; the others leave a folder.
+_FILES: tuple[StageName, ...] = ("profile", "analysis")
 
 _RUN_FILE = "run.json"
 _SPLIT_FILE = "split.json"
@@ -96,7 +112,7 @@ class Run:
 
     def path(self, stage: StageName) -> Path:
         """Where a stage leaves its results."""
-        return self.directory / ("profile.json" if stage == "profile" else stage)
+        return self.directory / (f"{stage}.json" if stage in _FILES else stage)
 
     def work(self, stage: StageName) -> Path:
         """Where a stage keeps what is not finished."""
@@ -117,11 +133,8 @@ class Run:
                 f"{needed_by} needs {stage}, which run '{self.name}' has not yet; first run "
                 f"'capsprune {STAGES[stage]}{self._run_flag}'."
             )
-        order = list(STAGES)
-        for earlier, later in itertools.pairwise(order[: order.index(stage) + 1]):
-            if earlier not in self.stages or later not in self.stages:
-                continue
-            if self._is_stale(later):
+        for earlier, later in itertools.pairwise(_line_of(stage)):
+            if later in self.stages and self._is_stale(later):
                 raise RunError(
                     f"{later} of run '{self.name}' was made from an older {earlier}; run "
                     f"'capsprune {STAGES[later]}{self._run_flag} --overwrite'."
@@ -135,8 +148,7 @@ class Run:
 
     def _is_stale(self, stage: StageName) -> bool:
         """Whether a stage was made from an earlier result than the one that is there now."""
-        order = list(STAGES)
-        before = self.stages.get(order[order.index(stage) - 1])
+        before = self.stages.get(_MADE_FROM[stage])
         record = self.stages[stage]
         named = record.options.get("checkpoint") is not None  # made from something else, as asked
         return before is not None and not named and record.parent != before.id
@@ -159,14 +171,14 @@ class Run:
         record = self.stages.get(stage)
         if record is None or overwrite or not self.path(stage).exists():
             return None
-        if record.options == options and record.parent == parent:
-            return record
-        changed = [
+        changed = [  # An option that came later is left open in older records.
             f"{key.replace('_', '-')} {_shown(record.options.get(key))} instead of "
             f"{_shown(options.get(key))}"
             for key in sorted({*options, *record.options})
             if record.options.get(key) != options.get(key)
         ]
+        if not changed and record.parent == parent:
+            return record
         difference = ", ".join(changed) or "an older input"
         raise RunError(
             f"Run '{self.name}' has a finished {stage} already, made with {difference}; give "
@@ -239,6 +251,41 @@ class Run:
         _remove(replaced)
         shutil.rmtree(self.work(stage), ignore_errors=True)
         return record
+
+    def adopt(self, stage: StageName, source: Run) -> StageRecord:
+        """Take a finished stage of another run, as if it had been done here.
+
+        Its files are shared on disk where the file system can: results are never written to, only
+        replaced.
+
+        Args:
+            stage: which stage.
+            source: a run of the same data and seed, which has it.
+
+        Returns:
+            The stage's record, which is the other run's.
+
+        Raises:
+            RunError: if the other run has it not, or an older one.
+        """
+        record = source.require(stage, "a run that builds on it")
+        kept = self.stages.get(stage)
+        if kept is not None and kept.id == record.id and self.path(stage).exists():
+            return kept
+        work = self.begin(stage, record.options, record.parent)
+        result = work / "result"
+        shutil.copytree(source.path(stage), result, copy_function=_link_or_copy)
+        if self.read_split() is None and (split := source.read_split()) is not None:
+            self.write_split(split)
+        return self.commit(
+            stage,
+            result,
+            id=record.id,
+            options=record.options,
+            parent=record.parent,
+            seconds=record.seconds,
+            summary=record.summary,
+        )
 
     def read_split(self) -> str | None:
         """Give the run's split of its data set, as JSON, if one was drawn."""
@@ -324,6 +371,14 @@ def list_runs(root: Path) -> list[Run]:
     ]
 
 
+def _line_of(stage: StageName) -> list[StageName]:
+    """The stages that a stage comes from, the first one first, and itself."""
+    line = [stage]
+    while line[0] in _MADE_FROM:
+        line.insert(0, _MADE_FROM[line[0]])
+    return line
+
+
 def _no_run(directory: Path) -> RunError:
     return RunError(
         f"There is no run '{directory.name}' in {directory.parent}; start one with "
@@ -366,6 +421,13 @@ def _now() -> str:
 def _shown(value: Any) -> Any:
     """An option as a message shows it."""
     return "left open" if value is None else value
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # Another file system, or one without links.
+        shutil.copy2(source, target)
 
 
 def _remove(path: Path) -> None:

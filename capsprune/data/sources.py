@@ -99,6 +99,7 @@ def load_data(
     image_size: int,
     seed: int = 0,
     split: Split | None = None,
+    part: float = 1.0,
     download: bool = True,
     progress: Progress | None = None,
 ) -> DataSplits:
@@ -110,7 +111,8 @@ def load_data(
         image_size: side in pixels that the network takes. Images of a folder are decoded to it;
             all others keep their own size, and a transform resizes the batch.
         seed: what to draw the split from, non-negative.
-        split: apply this split instead of drawing one; `seed` then has no effect.
+        split: apply this split instead of drawing one; `seed` and `part` then have no effect.
+        part: of the training images, to use, in (0, 1].
         download: whether a data set that is missing may be downloaded.
         progress: called with what is being done, how much is done, and the total.
 
@@ -123,7 +125,7 @@ def load_data(
     request = _Request(name, root or default_root(), image_size, download, progress)
     source = _READERS[data_set_kind(name)](request)
     if split is None:
-        split = _draw(name, source, seed)
+        split = _draw(name, source, seed, part)
     else:
         split.require_fit(
             data=name,
@@ -154,7 +156,7 @@ def load_data(
     )
 
 
-def _draw(name: str, source: _Source, seed: int) -> Split:
+def _draw(name: str, source: _Source, seed: int, part: float) -> Split:
     own = {"validation": source.validation, "test": source.test}
     return draw_split(
         source.pool.labels.numpy(),
@@ -163,7 +165,8 @@ def _draw(name: str, source: _Source, seed: int) -> Split:
         fingerprint=source.fingerprint,
         validation_share=source.validation_share if source.validation is None else None,
         test_share=source.test_share if source.test is None else None,
-        own_counts={part: len(images) for part, images in own.items() if images is not None},
+        own_counts={name: len(images) for name, images in own.items() if images is not None},
+        part=part,
     )
 
 

@@ -27,6 +27,8 @@ class Split(BaseModel):
         validation: positions in the pool, ascending; None where the data set has a validation
             set of its own.
         test: likewise; None where the data set has a test set of its own.
+        unused: positions of the images that were left out, ascending, where only a part of the
+            training images was asked for.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -39,10 +41,11 @@ class Split(BaseModel):
     counts: dict[str, int]
     validation: tuple[Index, ...] | None
     test: tuple[Index, ...] | None
+    unused: tuple[Index, ...] = ()
 
     @model_validator(mode="after")
     def _check_positions(self) -> Split:
-        taken = [*(self.validation or ()), *(self.test or ())]
+        taken = [*(self.validation or ()), *(self.test or ()), *self.unused]
         if len(set(taken)) != len(taken):
             raise ValueError("an image is listed twice")
         if taken and max(taken) >= self.size:
@@ -55,6 +58,7 @@ class Split(BaseModel):
         kept = np.ones(self.size, dtype=bool)
         kept[list(self.validation or ())] = False
         kept[list(self.test or ())] = False
+        kept[list(self.unused)] = False
         return np.flatnonzero(kept)
 
     def to_json(self) -> str:
@@ -136,6 +140,7 @@ def draw_split(
     validation_share: float | None,
     test_share: float | None,
     own_counts: dict[str, int] | None = None,
+    part: float = 1.0,
 ) -> Split:
     """Draw a split, stratified by class. The same arguments give the same split everywhere.
 
@@ -147,12 +152,13 @@ def draw_split(
         validation_share: part of what the test set leaves that validates; None for none.
         test_share: part of the pool that tests; None for none.
         own_counts: sizes of the sets outside the pool, under "validation" and "test".
+        part: of what the test set leaves, the part that trains and validates, in (0, 1].
 
     Raises:
         DataError: there are too few images to carve these sets out of.
     """
     # Separate streams: the validation images of a seed do not hang on how the test set was drawn.
-    streams = [np.random.Generator(np.random.PCG64([seed, stream])) for stream in (0, 1)]
+    streams = [np.random.Generator(np.random.PCG64([seed, stream])) for stream in (0, 1, 2)]
     everything = np.arange(len(labels))
     test = None
     rest = everything
@@ -161,6 +167,11 @@ def draw_split(
         test = stratified_sample(labels, test_share, streams[0])
         rest = np.setdiff1d(everything, test)
         parts.append(f"{test_share:.0%} of the images test")
+    unused = np.empty(0, dtype=np.int64)
+    if part < 1:
+        unused = rest[stratified_sample(labels[rest], 1 - part, streams[2])]
+        rest = np.setdiff1d(rest, unused)
+        parts.append(f"{part:.3g} of the {'others' if parts else 'images'} are used")
     validation = None
     if validation_share is not None:
         validation = rest[stratified_sample(labels[rest], validation_share, streams[1])]
@@ -180,6 +191,7 @@ def draw_split(
         },
         validation=None if validation is None else tuple(validation.tolist()),
         test=None if test is None else tuple(test.tolist()),
+        unused=tuple(unused.tolist()),
     )
 
 

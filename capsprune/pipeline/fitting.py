@@ -13,6 +13,7 @@ from capsprune.data.loaders import data_loader
 from capsprune.data.sources import DataSplits
 from capsprune.data.transforms import evaluation_transform, training_transform
 from capsprune.pipeline.session import EVALUATION_BATCH, Session
+from capsprune.runtime.meters import TrainingMeter
 from capsprune.training.evaluate import Evaluation, evaluate
 from capsprune.training.fit import Epoch, History, Images, fit
 from capsprune.training.objective import CROSS_ENTROPY, Objective
@@ -38,8 +39,13 @@ def fit_network(
     schedule: Schedule,
     work: Path,
     title: str,
-) -> History:
-    """Train a network, showing a bar; goes on from what an interrupted attempt left in `work`."""
+) -> tuple[History, dict[str, Any]]:
+    """Train a network, showing a bar; goes on from what an interrupted attempt left in `work`.
+
+    Returns:
+        The training's history, and what a stage's summary says of it: how long and how fast it
+        was, and what `capsprune.runtime.meters.TrainingMeter` measured.
+    """
     progress = session.progress
     seed = session.run.seed
     fabric = session.fabric
@@ -59,7 +65,12 @@ def fit_network(
         evaluation_transform(image_size),
     )
     note = ""
+    meter = TrainingMeter(gpu=fabric.device.type == "cuda")
     with progress.bar(title) as bar:
+
+        def show_step(done: int, total: int) -> None:
+            meter.tick()
+            bar(done, total, note)
 
         def show_epoch(epoch: Epoch) -> None:
             nonlocal note
@@ -79,12 +90,12 @@ def fit_network(
             schedule,
             seed=seed,
             state_file=work / "training.pt",
-            on_step=lambda done, total: bar(done, total, note),
+            on_step=show_step,
             on_epoch=show_epoch,
         )
     if history.stopped_early:
         progress.say(f"{title} stopped after {len(history.epochs)} epochs without improvement")
-    return history
+    return history, {**_training_summary(history, schedule), **meter.summary()}
 
 
 def score_network(
@@ -100,7 +111,7 @@ def score_network(
     return evaluate(network, batches, objective_of(network))
 
 
-def training_summary(history: History, schedule: Schedule) -> dict[str, Any]:
+def _training_summary(history: History, schedule: Schedule) -> dict[str, Any]:
     """Say how long and how fast a network was trained."""
     return {
         "epochs": len(history.epochs),

@@ -13,7 +13,7 @@ from capsprune.data.names import default_image_size
 from capsprune.errors import RunError
 from capsprune.inspection import checkpoint_costs
 from capsprune.pipeline.baseline import require_baseline
-from capsprune.pipeline.fitting import fit_network, score_network, training_summary
+from capsprune.pipeline.fitting import fit_network, score_network
 from capsprune.pipeline.prunable import Prunable
 from capsprune.pipeline.searching import (
     check_options,
@@ -29,6 +29,7 @@ from capsprune.pipeline.stage import Stage
 from capsprune.pipeline.train import train
 from capsprune.pruning.adaptive_bn import recalibrate
 from capsprune.pruning.criteria import rank_channels
+from capsprune.pruning.groups import Dependencies
 from capsprune.pruning.shrink import shrink
 from capsprune.pruning.space import SearchSpace
 from capsprune.pruning.strategy import Strategy, read_strategy
@@ -62,7 +63,7 @@ def prune(options: PruneOptions, session: Session) -> StageRecord:
 
     unpruned = Prunable.of(described.model, load_checkpoint(run.path("baseline")).network, size)
     model, dependencies = unpruned.model, unpruned.dependencies
-    strategy, criterion = _given_strategy(options, described.model)
+    strategy, criterion = _given_strategy(options, described.model, dependencies)
     space: SearchSpace | None = None
     if strategy is not None:
         strategy.kept(dependencies)  # raises if it does not fit
@@ -114,14 +115,14 @@ def prune(options: PruneOptions, session: Session) -> StageRecord:
     recalibrate(network, batches.calibration)
     before = score_network(session, network, splits.test, size)
     progress.say(f"{ratio:.1%} of the FLOPs remain; test accuracy {before.accuracy:.2%}")
-    history = fit_network(session, network, splits, size, schedule, work, "Fine-tuning")
+    history, training = fit_network(session, network, splits, size, schedule, work, "Fine-tuning")
     result = score_network(session, network, splits.test, size)
     architecture = describe_like(network, described, parent=described.id, metrics=result.to_dict())
     summary |= {
         "criterion": criterion,
         "flops_ratio": ratio,
         "accuracy_before_finetuning": before.accuracy,
-        **training_summary(history, schedule),
+        **training,
         **result.to_dict(),
         **checkpoint_costs(Checkpoint(network, architecture)),
     }
@@ -165,10 +166,12 @@ def _check_before_training(options: PruneOptions, training: TrainOptions, sessio
     """
     name, size = training.model, training.image_size or default_image_size(training.data)
     arguments = backbone_arguments(name, size)
-    strategy, criterion = _given_strategy(options, name)
+    if options.strategy is not None:
+        read_strategy(options.strategy, name)
     check_storage(options)
     classes = session.data(training.data, training.data_root, size).num_classes
     network = Prunable.of(name, build_backbone(name, classes, **arguments).eval(), size)
+    strategy, criterion = _given_strategy(options, name, network.dependencies)
     if strategy is not None:
         strategy.kept(network.dependencies)
     else:
@@ -177,8 +180,12 @@ def _check_before_training(options: PruneOptions, training: TrainOptions, sessio
         rank_channels(network.model, network.dependencies, criterion)
 
 
-def _given_strategy(options: PruneOptions, name: str) -> tuple[Strategy | None, str]:
-    """Read the strategy that was given, if one was, and say by which criterion channels go."""
+def _given_strategy(
+    options: PruneOptions, name: str, dependencies: Dependencies
+) -> tuple[Strategy | None, str]:
+    """Give the strategy that needs no search, if there is one, and how channels are ranked."""
+    if options.flops == 1:
+        return Strategy.keeping_all(name, dependencies), options.criterion or "l1"
     if options.strategy is None:
         return None, options.criterion or "l1"
     strategy = read_strategy(options.strategy, name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from capsprune.pipeline.attach_caps import attach_caps
+from capsprune.pipeline.attach_linear import attach_linear
 from capsprune.pipeline.export import export
 from capsprune.pipeline.profile import profile
 from capsprune.pipeline.prune import prune
@@ -24,6 +25,9 @@ def run_recipe(recipe: Recipe, session: Session) -> dict[StageName, StageRecord]
     train(recipe.train, session)
     prune(recipe.prune, session)
     attach_caps(recipe.attach_caps, session)
+    if recipe.attach_linear is not None:
+        attach_linear(recipe.attach_linear, session)
     export(recipe.export, session)
-    profile(recipe.profile, session)
+    if recipe.profile is not None:
+        profile(recipe.profile, session)
     return session.run.stages

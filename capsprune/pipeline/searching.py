@@ -78,6 +78,11 @@ def check_options(options: PruneOptions) -> PruneOptions:
                 "--latency, or --strategy."
             )
         return options
+    if options.flops == 1 and any(size is not None for size in sizes[1:]):
+        raise StrategyError(
+            "--flops 1 removes nothing; leave out --params, --primary-caps and --latency, or "
+            "--flops."
+        )
     if options.sampler == "eagleeye" and options.primary_caps is not None:
         raise StrategyError(
             "Blind draws as good as never have a given number of primary capsules; give --sampler "

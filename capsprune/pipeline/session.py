@@ -51,13 +51,14 @@ class Session:
             self._fabric = make_fabric(self.device, self.precision)
         return self._fabric
 
-    def data(self, name: str, root: Path | None, image_size: int) -> DataSplits:
+    def data(self, name: str, root: Path | None, image_size: int, part: float = 1.0) -> DataSplits:
         """Load a data set, split as this run splits it.
 
         Args:
             name: of the data set.
             root: where data sets lie; None for where the run's first stage found them.
             image_size: pixels a side shown to the network.
+            part: of the training images, to use, where the run has no split yet.
 
         Raises:
             DataError: if the data are missing or unusable, or are not those that the run split.
@@ -74,6 +75,7 @@ class Session:
                     image_size=image_size,
                     seed=self.run.seed,
                     split=split,
+                    part=part,
                     progress=lambda what, done, total: bar(done, total, what),
                 )
         return self._data[key]

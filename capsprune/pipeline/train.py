@@ -9,7 +9,7 @@ from capsprune.backbones.weights import initialise
 from capsprune.checkpoint import Checkpoint, DataDescription, describe
 from capsprune.data.names import default_image_size
 from capsprune.inspection import checkpoint_costs
-from capsprune.pipeline.fitting import fit_network, score_network, training_summary
+from capsprune.pipeline.fitting import fit_network, score_network
 from capsprune.pipeline.session import Session
 from capsprune.pipeline.stage import Stage
 from capsprune.recipe import TrainOptions
@@ -30,7 +30,7 @@ def train(options: TrainOptions, session: Session) -> StageRecord:
     if record := stage.done():
         return record
     device = session.fabric.device
-    splits = session.data(options.data, options.data_root, image_size)
+    splits = session.data(options.data, options.data_root, image_size, options.part or 1.0)
     torch.manual_seed(session.run.seed)
     network = build_backbone(options.model, splits.num_classes, **arguments)
     weights = initialise(network, options.model, options.weights)
@@ -44,7 +44,9 @@ def train(options: TrainOptions, session: Session) -> StageRecord:
     schedule = default_schedule("baseline", options.data).changed(
         options.epochs, options.batch_size, options.lr
     )
-    history = fit_network(session, network, splits, image_size, schedule, work, "Training")
+    history, training = fit_network(
+        session, network, splits, image_size, schedule, work, "Training"
+    )
     result = score_network(session, network, splits.test, image_size)
     architecture = describe(
         network,
@@ -63,7 +65,7 @@ def train(options: TrainOptions, session: Session) -> StageRecord:
             "data": options.data,
             "data_root": str(options.data_root.resolve()) if options.data_root else None,
             "weights": weights,
-            **training_summary(history, schedule),
+            **training,
             **result.to_dict(),
             **checkpoint_costs(Checkpoint(network, architecture)),
         },

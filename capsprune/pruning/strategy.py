@@ -55,6 +55,16 @@ class Strategy:
             self.array(dependencies), dependencies.channels, self.round_to, dependencies.widths
         )
 
+    @classmethod
+    def keeping_all(cls, model: str, dependencies: Dependencies) -> Strategy:
+        """Give the strategy that removes nothing.
+
+        Args:
+            model: the backbone.
+            dependencies: its groups.
+        """
+        return cls(model, 1.0, dict.fromkeys(dependencies.names, 0.0))
+
     def to_dict(self) -> dict[str, object]:
         """Give the strategy as it is written to JSON."""
         return {

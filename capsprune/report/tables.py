@@ -149,6 +149,7 @@ def print_result(stages: Mapping[str, Summary], files: Iterable[tuple[str, str]]
         "baseline": "unpruned, linear",
         "pruned": "pruned, linear",
         "caps": "pruned, capsules",
+        "linear": "pruned, linear, again",
     }
     for stage, title in titles.items():
         if stage in stages:
@@ -242,7 +243,7 @@ def print_runs(runs: Sequence[tuple[str, Mapping[str, str]]], where: str) -> Non
     if not runs:
         print(f"There are no runs in {where}.")
         return
-    stages = ("baseline", "pruned", "caps", "onnx", "profile")
+    stages = ("baseline", "pruned", "caps", "linear", "onnx", "profile", "analysis")
     table = _table(f"Runs in {where}")
     table.add_column("run")
     for stage in stages:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -49,31 +50,118 @@ def energy_joules(
         gpu: measure the GPU; otherwise the processors, all sockets together.
         powercap: directory of the processors' energy counters.
     """
-    if gpu:
-        before = gpu_energy_joules()
-        if before is None:
-            return None
-        work()
-        after = gpu_energy_joules()
-        return None if after is None else after - before
-    packages = _cpu_packages(powercap)
-    counts = [_microjoules(package) for package in packages]
-    if not packages or None in counts:
+    counter = EnergyCounter(gpu=gpu, powercap=powercap)
+    if counter.joules is None:
         return None
     work()
-    total = 0
-    for package, count in zip(packages, counts, strict=True):
-        now = _microjoules(package)
-        if now is None or count is None:
+    counter.read()
+    return counter.joules
+
+
+class EnergyCounter:
+    """Joules that the device has used since the counter was made.
+
+    A processor's own counter begins anew after some minutes of full load, so `read` has to be
+    called now and then.
+    """
+
+    def __init__(self, *, gpu: bool, powercap: Path = POWERCAP) -> None:
+        """Begin to count.
+
+        Args:
+            gpu: measure the GPU; otherwise the processors, all sockets together.
+            powercap: directory of the processors' energy counters.
+        """
+        self._gpu = gpu
+        self._packages = [] if gpu else _cpu_packages(powercap)
+        self._last = self._counts()
+        #: None where there is no meter.
+        self.joules: float | None = None if self._last is None else 0.0
+
+    @property
+    def meter(self) -> str:
+        """What is read: "NVML" or "RAPL"."""
+        return "NVML" if self._gpu else "RAPL"
+
+    def read(self) -> None:
+        """Add what was used since the last reading to `joules`."""
+        if self.joules is None or self._last is None:
+            return
+        now = self._counts()
+        if now is None:
+            self.joules = None
+            return
+        for position, (before, after) in enumerate(zip(self._last, now, strict=True)):
+            used = after - before
+            if used < 0:  # The counter began anew.
+                limit = None
+                if not self._gpu:
+                    limit = _read_int(self._packages[position] / "max_energy_range_uj")
+                if limit is None:
+                    self.joules = None
+                    return
+                used += limit / 1e6
+            self.joules += used
+        self._last = now
+
+    def _counts(self) -> list[float] | None:
+        """Joules on each counter."""
+        if self._gpu:
+            joules = gpu_energy_joules()
+            return None if joules is None else [joules]
+        counts = [_microjoules(package) for package in self._packages]
+        if not counts or None in counts:
             return None
-        used = now - count
-        if used < 0:  # The counter began anew.
-            limit = _read_int(package / "max_energy_range_uj")
-            if limit is None:
-                return None
-            used += limit
-        total += used
-    return total / 1e6
+        return [count / 1e6 for count in counts if count is not None]
+
+
+class TrainingMeter:
+    """Peak memory and energy of a training in this process."""
+
+    #: Seconds between two readings.
+    INTERVAL = 10.0
+
+    def __init__(self, *, gpu: bool) -> None:
+        """Begin to measure.
+
+        Args:
+            gpu: measure the GPU, by NVML; otherwise this process's resident set, and RAPL.
+        """
+        self._gpu = gpu
+        self._energy = EnergyCounter(gpu=gpu)
+        self._peak: float | None = None
+        self._next = 0.0
+        # Where the system cannot begin anew, the peak is that of the whole process.
+        if not gpu:
+            reset_peak_resident()
+
+    def tick(self) -> None:
+        """Read the meters, if the last reading is some time ago; call it after every step."""
+        if time.monotonic() >= self._next:
+            self._read()
+            self._next = time.monotonic() + self.INTERVAL
+
+    def summary(self) -> dict[str, Any]:
+        """Read the meters for the last time.
+
+        Returns:
+            `peak_memory_mb` and what `memory_meter` measured it ("NVML": in use on the GPU, or
+            "resident set"), `energy_joules` and `energy_meter`; None where there is no meter.
+        """
+        self._read()
+        return {
+            "peak_memory_mb": self._peak,
+            "memory_meter": "NVML" if self._gpu else "resident set",
+            "energy_joules": self._energy.joules,
+            "energy_meter": None if self._energy.joules is None else self._energy.meter,
+        }
+
+    def _read(self) -> None:
+        # torch keeps the GPU memory that it once took, so a reading now and then has the peak.
+        now = gpu_memory_used_mb() if self._gpu else peak_resident_mb()
+        if now is not None:
+            self._peak = now if self._peak is None else max(self._peak, now)
+        self._energy.read()
 
 
 def resident_mb() -> float:

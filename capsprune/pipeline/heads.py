@@ -1,0 +1,107 @@
+"""What the stages that put a head on a trunk share: the trunk's source, and the training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from capsprune.checkpoint import Architecture, Checkpoint, describe_like, read_architecture
+from capsprune.data.sources import DataSplits
+from capsprune.errors import RunError
+from capsprune.inspection import checkpoint_costs
+from capsprune.pipeline.fitting import fit_network, score_network
+from capsprune.pipeline.session import Session
+from capsprune.pipeline.stage import Stage
+from capsprune.recipe import AttachCapsOptions, AttachLinearOptions
+from capsprune.run import StageRecord
+from capsprune.training.schedule import default_schedule
+
+HeadOptions = AttachCapsOptions | AttachLinearOptions
+
+
+def trunk_source(options: HeadOptions, session: Session, command: str) -> tuple[Path, Architecture]:
+    """Find the backbone whose trunk gets a head: what was named, or the run's pruned one.
+
+    Returns:
+        Its checkpoint, and the description of it.
+
+    Raises:
+        CapspruneError: if there is none, or it has a capsule head already.
+    """
+    source = options.checkpoint
+    if source is None:
+        session.run.require("pruned", command)
+        source = session.run.path("pruned")
+    described = read_architecture(source)
+    if described.head is not None:
+        raise RunError(f"{source} has a capsule head already; give a checkpoint of a backbone.")
+    return source, described
+
+
+def load_classes(
+    options: HeadOptions, session: Session, source: Path, described: Architecture
+) -> DataSplits:
+    """Load the data that a checkpoint was made for.
+
+    Raises:
+        RunError: if they have other classes now.
+    """
+    data = described.data
+    splits = session.data(data.name, options.data_root, data.image_size)
+    if splits.class_names != data.class_names:
+        raise RunError(
+            f"{source} was made for other classes than data set '{splits.name}' has now; make it "
+            "anew."
+        )
+    return splits
+
+
+def train_head(
+    options: HeadOptions,
+    stage: Stage,
+    network: nn.Module,
+    *,
+    result: nn.Module,
+    described: Architecture,
+    splits: DataSplits,
+    title: str,
+    details: dict[str, Any],
+) -> StageRecord:
+    """Train a network with a new head, score it, and commit it.
+
+    Both kinds of head get the same schedule, so that they can be compared.
+
+    Args:
+        options: of the stage.
+        stage: that is worked on.
+        network: to train.
+        result: what the checkpoint is to hold: the network, or what it wraps.
+        described: the backbone that it was made from.
+        splits: images.
+        title: what is trained, for the progress bar.
+        details: further figures for the stage's summary.
+    """
+    session, size = stage.session, described.data.image_size
+    work = stage.begin(splits)
+    schedule = default_schedule(
+        "caps-frozen" if options.freeze else "caps-finetuned", splits.name
+    ).changed(options.epochs, options.batch_size, options.lr)
+    history, training = fit_network(session, network, splits, size, schedule, work, title)
+    score = score_network(session, network, splits.test, size)
+    architecture = describe_like(result, described, parent=described.id, metrics=score.to_dict())
+    return stage.commit_checkpoint(
+        result,
+        architecture,
+        history,
+        {
+            "model": described.model,
+            "data": described.data.name,
+            "frozen": options.freeze,
+            **details,
+            **training,
+            **score.to_dict(),
+            **checkpoint_costs(Checkpoint(result, architecture), frozen=options.freeze),
+        },
+    )

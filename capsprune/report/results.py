@@ -1,0 +1,120 @@
+"""What runs came to, as the tables, figures and claims of a report take it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Trunk = Literal["frozen", "finetuned"]
+Head = Literal["capsules", "linear"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One trained network with its head: a run's `caps` or `linear` stage, and what belongs to it.
+
+    A figure that was not measured is absent from `values`, never 0.
+    """
+
+    #: Name of the run.
+    run: str
+    data: str
+    backbone: str
+    #: Per cent of the backbone's FLOPs that were removed: as the sweep asked, or rounded.
+    pruned: int
+    trunk: Trunk
+    head: Head
+    seed: int
+    #: `accuracy`, `training_flops`, `forward_macs`, `parameters`, `file_bytes`, `epoch_seconds`,
+    #: `peak_memory_mb`, `energy_joules`, `bottleneck_channels`, `primary_capsules`, and what the
+    #: analysis found: `bottleneck_entropy` and the like.
+    values: Mapping[str, float]
+    #: What measured memory and energy: "resident set", "NVML", "RAPL", or None.
+    memory_meter: str | None
+    energy_meter: str | None
+    #: Epochs of its training: the rows of its checkpoint's metrics.jsonl.
+    epochs: Sequence[Mapping[str, float]] = ()
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A figure over seeds."""
+
+    mean: float
+    #: Sample standard deviation; None with one seed.
+    deviation: float | None
+    count: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """A configuration over its seeds: one line of the table, one point of the figure."""
+
+    data: str
+    backbone: str
+    pruned: int
+    trunk: Trunk
+    head: Head
+    cells: Sequence[Cell]
+
+    def spread(self, value: str) -> Spread | None:
+        """Give a figure over the seeds that have it, or None if none has."""
+        numbers = [cell.values[value] for cell in self.cells if value in cell.values]
+        if not numbers:
+            return None
+        mean = sum(numbers) / len(numbers)
+        deviation = None
+        if len(numbers) > 1:
+            squares = sum((number - mean) ** 2 for number in numbers)
+            deviation = (squares / (len(numbers) - 1)) ** 0.5
+        return Spread(mean, deviation, len(numbers))
+
+
+@dataclass(frozen=True)
+class Search:
+    """The candidates of one search: `pruned/candidates.jsonl`."""
+
+    run: str
+    data: str
+    backbone: str
+    pruned: int
+    seed: int
+    #: Each has `flops_ratio`, `score`, `loss`, `index`, `rung` as `Candidate.to_dict` writes them.
+    candidates: Sequence[Mapping[str, Any]]
+    #: Index of the one that was chosen.
+    best: int | None
+
+
+@dataclass(frozen=True)
+class Latency:
+    """One network at one batch size in ONNX Runtime: a row of a profile's `measurements`."""
+
+    #: What was measured, e.g. "mobilenet_v1, 50 % pruned, capsules".
+    label: str
+    backbone: str
+    pruned: int
+    head: Head
+    batch: int
+    provider: str
+    latency_ms: float
+    p25_ms: float
+    p75_ms: float
+    #: Part of the time spent in the routing, 0 to 1; None where it cannot be told.
+    routing_share: float | None
+
+
+@dataclass(frozen=True)
+class Results:
+    """Everything a report is made from."""
+
+    title: str
+    rows: Sequence[Row]
+    searches: Sequence[Search] = ()
+    latencies: Sequence[Latency] = ()
+    #: The `analysis` stage's summaries by run.
+    analyses: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    #: Cells of a sweep that are not done, with the reason of those that failed.
+    missing: Mapping[str, str] = field(default_factory=dict)
+    #: What a reader must know of how it was measured, one sentence each.
+    notes: Sequence[str] = ()
