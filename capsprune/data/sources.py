@@ -139,10 +139,10 @@ def load_data(
         "validation": source.validation or source.pool.select(split.validation or ()),
         "test": source.test or source.pool.select(split.test or ()),
     }
-    for part, images in parts.items():
+    for what, images in parts.items():
         if len(images) == 0:
             raise DataError(
-                f"The {part} set of data set '{name}' is empty: add images, or start a new run, "
+                f"The {what} set of data set '{name}' is empty: add images, or start a new run, "
                 f"which draws a new split."
             )
     return DataSplits(
