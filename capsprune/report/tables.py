@@ -253,6 +253,43 @@ def print_runs(runs: Sequence[tuple[str, Mapping[str, str]]], where: str) -> Non
     _print(table)
 
 
+def print_sweeps(sweeps: Sequence[tuple[str, Mapping[str, bool], int]]) -> None:
+    """Print what sweeps there are: name, which cells are done, and how many runs failed."""
+    table = _table("Sweeps")
+    table.add_column("sweep")
+    for title in ("cells", "done", "failed"):
+        table.add_column(title, justify="right")
+    for name, done, failed in sweeps:
+        table.add_row(name, str(len(done)), str(sum(done.values())), str(failed))
+    _print(table)
+
+
+def print_sweep(
+    name: str, cells: Mapping[str, Summary], failed: Mapping[str, str], where: str
+) -> None:
+    """Print what a sweep came to.
+
+    Args:
+        name: of the sweep.
+        cells: by name, the test accuracies of their stages.
+        failed: why a run is not finished, by name.
+        where: the sweep's folder.
+    """
+    table = _table(f"Sweep {name}")
+    table.add_column("cell")
+    for title in ("pruned", "capsules", "linear"):
+        table.add_column(title, justify="right")
+    for cell, accuracies in cells.items():
+        table.add_row(
+            cell,
+            *(percent(accuracies.get(stage)) for stage in ("pruned", "caps", "linear")),
+        )
+    _print(table)
+    if failed:
+        _print_pairs("Not finished", list(failed.items()))
+    print(f"Its runs lie in {where}; 'capsprune report {name}' shows them.")
+
+
 def print_findings(findings: Sequence[tuple[str, str, str]]) -> None:
     """Print what `doctor` found: a name, what there is, and how to get what is missing."""
     table = _table("capsprune doctor")
