@@ -20,6 +20,7 @@ import typer.core
 from capsprune import __version__
 from capsprune.errors import Interrupted
 from capsprune.recipe import (
+    AnalyseOptions,
     AttachCapsOptions,
     AttachLinearOptions,
     EvaluateOptions,
@@ -177,6 +178,8 @@ def _print_stage(session: Session, stage: StageName, json: bool) -> None:
 
         if stage == "profile":
             tables.print_profile(record.summary)
+        elif stage == "analysis":
+            tables.print_analysis(record.summary)
         else:
             title = _TITLES[stage]
             tables.print_checkpoint(
@@ -280,6 +283,20 @@ def profile(options: ProfileOptions, shared: SessionOptions, json: bool, verbose
     with _session(shared, verbose) as session:
         stage(options, session)
         _print_stage(session, "profile", json)
+
+
+@_stage_command("analyse", AnalyseOptions, SessionOptions)
+def analyse(options: AnalyseOptions, shared: SessionOptions, json: bool, verbose: bool) -> None:
+    """Look into the capsule network, and distort the test images it sees.
+
+    That is: entropy of the bottleneck, what routing does in each iteration, capsules that are never
+    active, and accuracy under rotation, shift, scale and shear, beside the linear control's.
+    """
+    from capsprune.pipeline.analyse import analyse as stage
+
+    with _session(shared, verbose) as session:
+        stage(options, session)
+        _print_stage(session, "analysis", json)
 
 
 @_stage_command("evaluate", EvaluateOptions, SessionOptions)

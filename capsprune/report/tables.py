@@ -110,6 +110,56 @@ def print_profile(profile: Summary) -> None:
     _print(table)
 
 
+def print_analysis(analysis: Summary) -> None:
+    """Print what the capsules do, and the accuracy on distorted images."""
+    _print_pairs(
+        f"{analysis['model']} with capsules on {analysis['images']} images of {analysis['data']}",
+        [
+            ("entropy of a bottleneck unit", f"{number(analysis['bottleneck_entropy'], 3)} bits"),
+            ("bottleneck units that are on", percent(analysis["active_share"])),
+            ("length of a primary capsule", number(analysis["primary_length"], 3)),
+            (
+                "primary capsules never active",
+                f"{analysis['never_active']} of {analysis['primary_capsules']} "
+                f"({percent(analysis['never_active_share'])})",
+            ),
+        ],
+    )
+    iterations = _table("Routing")
+    iterations.add_column("iteration", justify="right")
+    columns = {
+        "coupling entropy": "coupling_entropy",
+        "agreement, true class": "agreement_true",
+        "agreement, others": "agreement_other",
+    }
+    for title in columns:
+        iterations.add_column(title, justify="right")
+    for index, row in enumerate(zip(*(analysis[key] for key in columns.values()), strict=True)):
+        iterations.add_row(str(index + 1), *(number(value, 4) for value in row))
+    _print(iterations)
+    _print_robustness(analysis["robustness"])
+
+
+def _print_robustness(rows: Sequence[Summary]) -> None:
+    compared = any(row["linear"] is not None for row in rows)
+    table = _table("Accuracy on distorted images")
+    table.add_column("distortion")
+    for title in ("amount", "capsules", *(["linear"] if compared else [])):
+        table.add_column(title, justify="right")
+    before = None
+    for row in rows:
+        if row["distortion"] != before:
+            table.add_section()
+        table.add_row(
+            "" if row["distortion"] == before else row["distortion"],
+            f"{row['amount']:g} {row['unit']}" if row["unit"] else "",
+            percent(row["capsules"]),
+            *([percent(row["linear"])] if compared else []),
+        )
+        before = row["distortion"]
+    _print(table)
+
+
 #: The rows of a profile for each batch size.
 _MEASURED: dict[str, Callable[[Summary], str]] = {
     "latency": lambda row: f"{row['latency_ms']:.2f} ms",
@@ -165,6 +215,8 @@ def print_result(stages: Mapping[str, Summary], files: Iterable[tuple[str, str]]
     _print(table)
     if "profile" in stages:
         print_profile(stages["profile"])
+    if "analysis" in stages:
+        print_analysis(stages["analysis"])
     _print_pairs("Files", list(files))
 
 
