@@ -238,10 +238,12 @@ def test_prune_trains_a_baseline_where_there_is_none(tmp_path: Path) -> None:
         "prune: {candidates: 1, bn-batches: 1, epochs: 0, round-to: 8}\n"
         "attach_caps: {epochs: 1}\n"
         "profile: {batch: 1, repeats: 5}\n"
+        "analyse: {images: 20}\n"
     )
     outcome = call("run", recipe, folder=tmp_path)
     assert outcome.code == 0, outcome.err
     assert "pruned, capsules" in outcome.out
+    assert "distorted images" in outcome.out
     assert "runs/small/onnx" in outcome.out
     weights = load_file(tmp_path / "runs" / "small" / "pruned" / "model.safetensors")
     assert weights["layers.12.conv2.weight"].shape[0] % 8 == 0

@@ -55,6 +55,37 @@ def test_an_unmeasured_routing_share_is_said(capsys):
     assert any("in routing" in line and "not available" in line for line in out.splitlines())
 
 
+def analysis(linear):
+    return {
+        **{"images": 2000, "model": "mobilenet_v1", "data": "fashion-mnist", "frozen": False},
+        **{"bottleneck_entropy": 0.7984, "active_share": 0.5, "primary_length": 0.574},
+        **{"never_active": 3, "never_active_share": 3 / 128, "primary_capsules": 128},
+        **{"coupling_entropy": [1.0, 0.9], "agreement_true": [0.02, 0.31]},
+        "agreement_other": [-0.005, -0.25],
+        "robustness": [
+            {"distortion": name, "amount": amount, "unit": unit, "capsules": 0.5, "linear": linear}
+            for name, amount, unit in (("none", 0, ""), ("shift", 5, "% of the side"))
+        ],
+    }
+
+
+def test_an_analysis_fits_a_terminal(capsys):
+    tables.print_analysis(analysis(0.25))
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 80
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in out.splitlines()]
+    assert ["primary capsules never active", "3 of 128 (2.34 %)"] in rows
+    assert ["2", "0.9000", "0.3100", "-0.2500"] in rows
+    assert ["none", "", "50.00 %", "25.00 %"] in rows
+    assert ["shift", "5 % of the side", "50.00 %", "25.00 %"] in rows
+
+
+def test_an_analysis_without_a_control_has_no_column_for_it(capsys):
+    tables.print_analysis(analysis(None))
+    out = capsys.readouterr().out
+    assert "linear" not in out and "not available" not in out
+
+
 def test_no_runs_is_said(capsys):
     tables.print_runs([], "runs")
     assert capsys.readouterr().out == "There are no runs in runs.\n"
