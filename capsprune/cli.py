@@ -456,6 +456,10 @@ def runs_command(
         stages = {run.name: sorted(run.stages) for run in runs}
         _print_json({**stages, **{one.name: {"cells": one.done} for one in sweeps}})
     else:
+        if sweeps:
+            print_sweeps([(one.name, one.done, len(one.failed)) for one in sweeps])
+            if not runs:
+                return
         print_runs(
             [
                 (
@@ -471,8 +475,6 @@ def runs_command(
             ],
             str(runs_dir),
         )
-        if sweeps:
-            print_sweeps([(one.name, one.done, len(one.failed)) for one in sweeps])
 
 
 @app.command("doctor")

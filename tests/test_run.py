@@ -168,3 +168,29 @@ def test_the_record_says_with_which_versions(tmp_path):
         assert run.read_split() == '{"x": 1}'
     record = json.loads((tmp_path / "r" / "run.json").read_text())
     assert {"python", "capsprune", "torch", "onnx"} <= set(record["versions"])
+
+
+def test_a_stage_of_another_run_is_taken_over(tmp_path):
+    with open_run(tmp_path, "source", create=True) as source:
+        make(source, "baseline", id="b1", epochs=2)
+        source.write_split("{}")
+    with open_run(tmp_path, "r", create=True) as run:
+        with pytest.raises(RunError, match=r"source.*has not yet"):
+            run.adopt("pruned", source)
+        assert run.adopt("baseline", source).id == "b1"
+        assert run.read_split() == "{}"
+        assert not make(run, "baseline", id="b2", epochs=2)  # it is done as asked
+    again = read_run(tmp_path, "r")
+    assert (again.path("baseline") / "id").read_text() == "b1"
+    # What is replaced in one run stays as it was in the other.
+    with open_run(tmp_path, "source") as source:
+        make(source, "baseline", id="b3", epochs=2, overwrite=True)
+    assert (again.path("baseline") / "id").read_text() == "b1"
+
+
+def test_an_option_that_came_later_is_left_open_in_an_older_record(tmp_path):
+    with open_run(tmp_path, "r", create=True) as run:
+        make(run, "baseline", id="b1", epochs=2)
+        assert run.finished("baseline", {"epochs": 2, "part": None}, None, False) is not None
+        with pytest.raises(RunError, match=r"part left open instead of 0\.5"):
+            run.finished("baseline", {"epochs": 2, "part": 0.5}, None, False)

@@ -145,3 +145,30 @@ def test_a_folder_may_move():
     split.require_fit(
         data="imagefolder:/new", size=20, fingerprint="f", own_validation=False, own_test=False
     )
+
+
+@given(
+    counts=st.lists(st.integers(10, 60), min_size=2, max_size=5),
+    part=st.floats(0.2, 0.99),
+    seed=st.integers(0, 2**32),
+)
+def test_a_part_leaves_the_test_set_as_it_is(counts, part, seed):
+    labels = [label for label, count in enumerate(counts) for _ in range(count)]
+    whole = draw(labels, seed=seed)
+    split = draw(labels, seed=seed, part=part)
+    assert split.test == whole.test
+    used = [*split.train, *split.validation]
+    assert sorted([*used, *split.unused, *split.test]) == list(range(len(labels)))
+    assert abs(len(used) - part * (len(labels) - len(whole.test))) <= 1
+    for label, count in enumerate(counts):  # of each class as much
+        kept = sum(labels[n] == label for n in used)
+        of_whole = count - sum(labels[n] == label for n in whole.test)
+        assert abs(kept - part * of_whole) <= 1
+    assert split.counts["train"] == len(split.train)
+    assert Split.from_json(split.to_json()) == split
+
+
+def test_a_split_of_before_there_were_parts_is_read():
+    record = json.loads(draw([0, 1] * 10).to_json())
+    del record["unused"]
+    assert Split.from_json(json.dumps(record)).unused == ()

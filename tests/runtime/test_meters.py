@@ -93,6 +93,39 @@ def test_energy_of_all_sockets_and_not_of_their_parts(tmp_path):
     assert joules == pytest.approx(0.3 + 0.2)
 
 
+def test_a_counter_that_is_read_now_and_then_outlasts_its_range(tmp_path):
+    zone = counter(tmp_path, "intel-rapl:0", 400_000)
+    energy = meters.EnergyCounter(gpu=False, powercap=tmp_path)
+    for value in (900_000, 400_000, 900_000, 400_000):  # twice around, half by half
+        zone.write_text(str(value))
+        energy.read()
+    assert energy.joules == pytest.approx(2.0) and energy.meter == "RAPL"
+    zone.unlink()
+    energy.read()
+    assert energy.joules is None  # what is not known whole is not known
+
+
+def test_a_trainings_memory_is_its_own_peak():
+    def grow(megabytes):
+        bytearray(megabytes * 1_000_000)[::4096] = b"x" * len(range(0, megabytes * 1_000_000, 4096))
+
+    grow(300)  # before: it must not count
+    meter = meters.TrainingMeter(gpu=False)
+    small = meter.summary()
+    grow(200)
+    meter.tick()
+    large = meter.summary()
+    assert small["memory_meter"] == large["memory_meter"] == "resident set"
+    assert 150 < large["peak_memory_mb"] - small["peak_memory_mb"] < 260
+    assert (large["energy_joules"] is None) == (large["energy_meter"] is None)
+
+
+def test_a_trainings_memory_on_a_gpu_is_nvmls(gpu):
+    summary = meters.TrainingMeter(gpu=True).summary()
+    assert summary["memory_meter"] == "NVML" and summary["peak_memory_mb"] > 0
+    assert summary["energy_meter"] == "NVML"
+
+
 def test_no_energy_counter(tmp_path):
     assert meters.energy_joules(pytest.fail, gpu=False, powercap=tmp_path) is None
     (tmp_path / "intel-rapl:0").mkdir()

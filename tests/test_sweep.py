@@ -1,0 +1,137 @@
+from pathlib import Path
+
+import pytest
+
+from capsprune.errors import CapspruneError
+from capsprune.sweep import (
+    GridCell,
+    SweepError,
+    is_sweep,
+    list_sweeps,
+    open_sweep,
+    read_sweep,
+    read_sweep_recipe,
+)
+
+RECIPES = Path(__file__).parent.parent / "recipes" / "paper"
+
+
+def recipe(folder: Path, text: str, name: str = "grid.yaml"):
+    path = folder / name
+    path.write_text(text)
+    return read_sweep_recipe(path)
+
+
+SMALL = """
+backbones: mobilenet_v1
+pruned: [0, 50]
+seeds: [3, 4]
+train: {data: digits, epochs: 2}
+prune: {candidates: 5}
+attach-caps: {iterations: 2}
+trunks:
+  frozen: {epochs: 7, lr: 0.5}
+  finetuned: {epochs: 8}
+"""
+
+
+def test_the_grid_has_a_run_for_each_cell(tmp_path):
+    grid = recipe(tmp_path, SMALL)
+    assert grid.name == "grid"
+    assert len({cell.name for cell in grid.cells}) == len(grid.cells) == 8
+    cell = GridCell("mobilenet_v1", 50, "frozen", 4)
+    assert cell in grid.cells and cell.name == "mobilenet_v1-50-frozen-s4"
+    run = grid.cell_recipe(cell)
+    assert (run.name, run.seed, run.train.model, run.train.epochs) == (
+        cell.name,
+        4,
+        "mobilenet_v1",
+        2,
+    )
+    assert (run.prune.flops, run.prune.candidates) == (0.5, 5)
+    assert run.attach_caps.freeze and run.attach_caps.iterations == 2
+    # The linear control has the budget of the capsules.
+    assert run.attach_linear is not None
+    for head in (run.attach_caps, run.attach_linear):
+        assert (head.epochs, head.lr, head.freeze) == (7, 0.5, True)
+    other = grid.cell_recipe(GridCell("mobilenet_v1", 0, "finetuned", 3))
+    assert other.prune.flops == 1 and other.attach_caps.epochs == 8
+    assert not other.attach_caps.freeze
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("prun: {}", r"prun is no field of a recipe; did you mean prune\?"),
+        ("train: {epochz: 2}", r"train.epochz is no field of a recipe; did you mean epochs\?"),
+        ("trunks: {frozen: {epoch: 1}}", r"trunks.frozen.epoch is no field .* mean epochs\?"),
+        ("trunks: {frosen: {}}", r"trunks.frosen 'frosen' is not accepted; it should be 'frozen'"),
+        ("pruned: [0, 120]", "pruned 120 is not accepted; it should be less than or equal to 99"),
+        ("pruned: []", "pruned"),
+        ("train: {model: resnet50}", "train.model follows from the grid; leave it out"),
+        ("prune: {flops: 0.5}", "prune.flops follows from the grid; leave it out"),
+        ("backbones: resnet5", r"did you mean .*resnet50"),
+        ("seeds: -1", "seeds"),
+        ("train: 3", "train 3 is not accepted"),
+    ],
+)
+def test_what_is_wrong_in_a_recipe_is_named(tmp_path, line, said):
+    text = line if line.startswith("backbones") else f"backbones: mobilenet_v1\n{line}"
+    with pytest.raises(CapspruneError, match=said) as caught:
+        recipe(tmp_path, text)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_sweep_goes_on_with_its_recipe_and_may_grow(tmp_path):
+    grid = recipe(tmp_path, SMALL)
+    sweep = open_sweep(tmp_path / "runs", grid)
+    assert not is_sweep(sweep.directory)
+    sweep.failed["mobilenet_v1-s3"] = "why"
+    sweep.write()
+    again = read_sweep(tmp_path / "runs", "grid")
+    assert again.recipe == grid and again.failed == {"mobilenet_v1-s3": "why"}
+    assert [one.name for one in list_sweeps(tmp_path / "runs")] == ["grid"]
+    assert again.done == dict.fromkeys((cell.name for cell in grid.cells), False)
+
+    larger = recipe(tmp_path, SMALL.replace("[0, 50]", "[0, 25, 50]").replace("[3, 4]", "[3]"))
+    assert open_sweep(tmp_path / "runs", larger).recipe == larger
+    with pytest.raises(SweepError, match=r"begun with other options \(prune\)"):
+        open_sweep(
+            tmp_path / "runs", recipe(tmp_path, SMALL.replace("candidates: 5", "candidates: 6"))
+        )
+    with pytest.raises(SweepError, match=r"begun with other options \(trunks.frozen\)"):
+        open_sweep(tmp_path / "runs", recipe(tmp_path, SMALL.replace("0.5}", "0.6}")))
+
+
+def test_a_damaged_sweep_is_refused(tmp_path):
+    sweep = open_sweep(tmp_path, recipe(tmp_path, SMALL))
+    sweep.write()
+    file = sweep.directory / "sweep.json"
+    for text in ("{", "[]", '{"recipe": {"name": "x"}}'):
+        file.write_text(text)
+        with pytest.raises(SweepError, match="is damaged; remove it"):
+            read_sweep(tmp_path, "grid")
+    with pytest.raises(SweepError, match="There is no sweep 'other'"):
+        read_sweep(tmp_path, "other")
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_papers_recipes_are_sound(path):
+    grid = read_sweep_recipe(path)
+    assert grid.name == path.stem
+    for cell in grid.cells:
+        options = grid.cell_recipe(cell)
+        if options.prune.strategy is not None:
+            assert options.prune.strategy.is_file()
+    assert {cell.trunk for cell in grid.cells} == {"frozen", "finetuned"}
+
+
+def test_the_papers_sizes_and_schedules():
+    for name, size in (("cifar10", 64), ("tiny-imagenet", 224)):
+        grid = read_sweep_recipe(RECIPES / f"{name}-resnet50.yaml")
+        assert grid.pruned == (0, 25, 50, 75)
+        assert grid.train["data"] == name and grid.train["image-size"] == size
+        rates = {kind: options.lr for kind, options in grid.trunks.items()}
+        assert rates == {"frozen": 1e-4, "finetuned": 1e-5}
+        assert {options.batch_size for options in grid.trunks.values()} == {128}
+        assert {options.epochs for options in grid.trunks.values()} == {100}
