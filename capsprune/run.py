@@ -171,11 +171,10 @@ class Run:
         record = self.stages.get(stage)
         if record is None or overwrite or not self.path(stage).exists():
             return None
-        changed = [  # An option that came later is left open in older records.
+        changed = [
             f"{key.replace('_', '-')} {_shown(record.options.get(key))} instead of "
             f"{_shown(options.get(key))}"
-            for key in sorted({*options, *record.options})
-            if record.options.get(key) != options.get(key)
+            for key in _changed(record.options, options)
         ]
         if not changed and record.parent == parent:
             return record
@@ -197,8 +196,9 @@ class Run:
         request = {"options": options, "parent": parent}
         request_file = work / "request.json"
         try:
-            same = json.loads(request_file.read_text()) == request
-        except (OSError, ValueError):
+            before = json.loads(request_file.read_text())
+            same = before["parent"] == parent and not _changed(before["options"], options)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             same = False
         if not same:
             shutil.rmtree(work, ignore_errors=True)
@@ -416,6 +416,11 @@ def _versions() -> dict[str, str]:
 
 def _now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def _changed(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Which options differ; one that came with a later version is left open in older records."""
+    return [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
 
 
 def _shown(value: Any) -> Any:
