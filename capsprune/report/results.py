@@ -26,9 +26,10 @@ class Cell:
     trunk: Trunk
     head: Head
     seed: int
-    #: `accuracy`, `training_flops`, `forward_macs`, `parameters`, `file_bytes`, `epoch_seconds`,
-    #: `peak_memory_mb`, `energy_joules`, `bottleneck_channels`, `primary_capsules`, and what the
-    #: analysis found: `bottleneck_entropy` and the like.
+    #: `accuracy`, `images` (of the test), `training_flops`, `forward_macs`, `trunk_macs`,
+    #: `parameters`, `file_bytes`, `epoch_seconds`, `peak_memory_mb`, `energy_joules`,
+    #: `bottleneck_channels`, `primary_capsules`, `latency_ms_batch_1` and `_32` where its network
+    #: was profiled, and what the analysis found: `bottleneck_entropy` and the like.
     values: Mapping[str, float]
     #: What measured memory and energy: "resident set", "NVML", "RAPL", or None.
     memory_meter: str | None
@@ -102,6 +103,10 @@ class Latency:
     p75_ms: float
     #: Part of the time spent in the routing, 0 to 1; None where it cannot be told.
     routing_share: float | None
+    #: Whose class count and image size it has.
+    data: str = ""
+    #: "native", "portable", or None for a network without routing.
+    routing_kernel: str | None = None
 
 
 @dataclass(frozen=True)
