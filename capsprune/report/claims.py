@@ -13,14 +13,16 @@ seeds share: with one seed it is all there is. For other figures that are measur
 the error unknown, and a difference below 5 % of the figure counts as undecided. Sizes are exact:
 with one seed their error is 0, and the same size twice means that the claim does not hold.
 
-A claim holds where all its comparisons do, does not hold where one of them does not, and is
-undecided otherwise; it cannot be told where there is nothing to compare.
+A claim holds where all its comparisons do, and does not hold where some do not and none does. It is
+undecided otherwise, so also where its comparisons disagree, and cannot be told where there is
+nothing to compare.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -33,7 +35,8 @@ RULE = (
     "Differences are paired by seed. A verdict needs a difference above its error: the standard "
     "error over the seeds and, for accuracies, at least the binomial one of the test images. With "
     "one seed, a measured figure other than accuracy has to differ by 5 %. A claim holds where "
-    "each comparison does, and does not hold where one does not."
+    "every comparison is for it, does not hold where some are against it and none is for it, and "
+    "is undecided otherwise."
 )
 
 #: Part of a measured figure that a difference has to reach where one seed gives no spread.
@@ -67,7 +70,7 @@ _ACCURACY = _Figure("accuracy", 100, 1, "%")
 _CAPSULES = _Figure("primary_capsules", 1, 0, "capsules", exact=True)
 _MEMORY = _Figure("peak_memory_mb", 1, 0, "MB")
 _EPOCH = _Figure("epoch_seconds", 1, 2, "s")
-_ENTROPY = _Figure("bottleneck_entropy", 1, 3, "")
+_ENTROPY = _Figure("bottleneck_entropy", 1, 3, "bits")
 _LOSS_TO_DISTORTION = _Figure("lost", 100, 1, "points")
 
 
@@ -172,15 +175,31 @@ def _judge(statement: str, comparisons: Sequence[_Comparison], needs: str) -> Cl
         return Claim(statement, "cannot be told", f"{needs}, which these results lack.")
     verdicts = [comparison.verdict for comparison in comparisons]
     verdict: Verdict = "undecided"
-    if "does not hold" in verdicts:
-        verdict = "does not hold"
-    elif all(one == "holds" for one in verdicts):
+    if all(one == "holds" for one in verdicts):
         verdict = "holds"
+    elif "does not hold" in verdicts and "holds" not in verdicts:
+        verdict = "does not hold"
     parts = []
     for comparison in comparisons:
         tail = "" if comparison.verdict == verdict else f" ({comparison.verdict})"
         parts.append(f"{comparison.what}: {comparison.words}{tail}")
-    return Claim(statement, verdict, "; ".join(parts) + ".")
+    return Claim(statement, verdict, f"{_counted(verdicts)}{'; '.join(parts)}.")
+
+
+def _counted(verdicts: Sequence[Verdict]) -> str:
+    """Say how several comparisons came out, where they did not all come out alike."""
+    counts = Counter(verdicts)
+    if len(counts) == 1:
+        return ""
+    order: tuple[Verdict, ...] = ("holds", "does not hold", "undecided")
+    return (
+        f"{len(verdicts)} comparisons: "
+        + ", ".join(f"{counts[one]} {_COUNTED[one]}" for one in order if counts[one])
+        + ". "
+    )
+
+
+_COUNTED = {"holds": "for it", "does not hold": "against it", "undecided": "undecided"}
 
 
 def _finetuned_above_frozen(rows: _Rows) -> list[_Comparison]:
@@ -427,8 +446,12 @@ def _in_words(
         margin = "" if figure.exact and error == 0 else f" ± {write(error)}"
     return (
         f"{name}{write(first)}{unit} against {write(second)}{unit} {second_name}, difference "
-        f"{write(difference, sign=True)}{margin} ({seeds})"
+        f"{write(difference, sign=True)}{margin}{_POINTS.get(figure.unit, '')} ({seeds})"
     )
+
+
+#: Unit of the difference of two percentages.
+_POINTS = {"%": " points"}
 
 
 def _meters(rows: _Rows) -> str:

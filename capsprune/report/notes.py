@@ -64,12 +64,17 @@ def _scale(data: str, cells: Sequence[Cell]) -> str:
         f"{_range(cells, 'classes')} classes",
         f"{_range(cells, 'images')} test images",
         *(
-            f"{_range(of, 'epochs')} epochs for a head on a {trunk} trunk"
+            f"{_epochs(of)} for a head on a {trunk} trunk"
             for trunk in ("frozen", "finetuned")
             if (of := [cell for cell in cells if cell.trunk == trunk])
         ),
     ]
     return f"{data}: {', '.join(part for part in known if not part.startswith('unknown'))}."
+
+
+def _epochs(cells: Sequence[Cell]) -> str:
+    found = _range(cells, "epochs")
+    return f"{found} epoch" if found == "1" else f"{found} epochs"
 
 
 def _range(cells: Iterable[Cell], value: str) -> str:
