@@ -24,7 +24,7 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from capsprune.report.results import Cell, Head, Results, Row, Trunk
@@ -51,6 +51,10 @@ class Claim:
     verdict: Verdict
     #: The figures that the verdict rests on, in a sentence or two.
     evidence: str
+
+    def to_dict(self) -> dict[str, str]:
+        """The claim as JSON can hold it."""
+        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -90,17 +94,21 @@ def claims(results: Results) -> list[Claim]:
     The rule is at the head of this module, and in `RULE` for readers.
     """
     found = []
-    for data, backbone in dict.fromkeys((row.data, row.backbone) for row in results.rows):
-        rows = [row for row in results.rows if (row.data, row.backbone) == (data, backbone)]
+    several = len({row.source for row in results.rows}) > 1
+    groups: dict[tuple[str, str, str], list[Row]] = {}
+    for row in results.rows:
+        groups.setdefault((row.data, row.backbone, row.source), []).append(row)
+    for (data, backbone, source), rows in groups.items():
+        where = f"{backbone} on {data}" + (f" ({source})" if several and source else "")
         found += [
-            Claim(f"{backbone} on {data}: {claim.statement}", claim.verdict, claim.evidence)
+            Claim(f"{where}: {claim.statement}", claim.verdict, claim.evidence)
             for claim in _claims_on(_Rows(rows), results.analyses)
         ]
     return found
 
 
 class _Rows:
-    """The rows of one data set and backbone."""
+    """The rows of one data set, backbone and source."""
 
     def __init__(self, rows: Iterable[Row]) -> None:
         self._rows = {(row.trunk, row.pruned, row.head): row for row in rows}
@@ -451,7 +459,7 @@ def _in_words(
 
 
 #: Unit of the difference of two percentages.
-_POINTS = {"%": " points"}
+_POINTS = {"%": " points", "points": " points"}
 
 
 def _meters(rows: _Rows) -> str:

@@ -54,6 +54,8 @@ _RUN_VARIANTS: dict[str, tuple[bool, Head]] = {
 
 _BACKBONES: tuple[Literal["baseline"], Literal["pruned"]] = ("baseline", "pruned")
 _HEADS: dict[Literal["caps", "linear"], Head] = {"caps": "capsules", "linear": "linear"}
+#: Figures that runs share where they were trained alike.
+_TRAINED = ("epochs", "image_size", "classes", "images")
 _TRUNK_ORDER = {"finetuned": 0, "frozen": 1}
 
 
@@ -142,7 +144,7 @@ def _read_sweep(runs_dir: Path, name: str, prefix: str, found: _Found) -> None:
     for cell in sweep.cells:
         run = runs.get(cell.name)
         if run is not None:
-            _read_run(run, prefix + cell.name, levels[cell.name], found)
+            _read_run(run, prefix + cell.name, levels[cell.name], found, name)
         absent = [
             stage
             for stage in ("caps", "linear", "onnx", "analysis")
@@ -170,7 +172,7 @@ def _read_sweep(runs_dir: Path, name: str, prefix: str, found: _Found) -> None:
     _read_sweep_profile(sweep.directory / "profile.json", runs, prefix, found)
 
 
-def _read_run(run: Run, name: str, asked: int | None, found: _Found) -> None:
+def _read_run(run: Run, name: str, asked: int | None, found: _Found, source: str = "") -> None:
     """Read the stages of a run.
 
     Args:
@@ -178,6 +180,7 @@ def _read_run(run: Run, name: str, asked: int | None, found: _Found) -> None:
         name: what the report calls it.
         asked: per cent of the FLOPs that were to be removed; None for what the run says.
         found: takes what there is.
+        source: the sweep that it belongs to.
     """
     usable = _usable(run)
     for stage in run.stages:
@@ -193,7 +196,7 @@ def _read_run(run: Run, name: str, asked: int | None, found: _Found) -> None:
         found.parts.add(record.options.get("part") or 1.0)
     for head in _HEADS:
         if head in usable:
-            found.cells.append(_cell(run, name, head, pruned))
+            found.cells.append(replace(_cell(run, name, head, pruned), source=source))
     if "analysis" in usable:
         analysis = run.stages["analysis"].summary
         found.analyses[name] = analysis
@@ -379,17 +382,28 @@ def _pruned_of(run: Run) -> int:
 
 
 def _rows(cells: Iterable[Cell]) -> tuple[Row, ...]:
-    """Put cells that differ by their seeds alone together, capsules before their controls."""
+    """Put cells that differ by their seeds alone together, capsules before their controls.
+
+    Those of different sweeps stay apart. Runs of their own are together where they have different
+    seeds and were trained as long.
+    """
     groups: dict[tuple[Any, ...], list[Cell]] = {}
     for cell in cells:
         key = (
             cell.head,
             cell.data,
             cell.backbone,
+            cell.source,
             _TRUNK_ORDER[cell.trunk],
             cell.pruned,
         )
         groups.setdefault(key, []).append(cell)
+    for key, of in list(groups.items()):
+        alike = len({tuple(cell.values.get(k) for k in _TRAINED) for cell in of}) == 1
+        if not key[3] and not (alike and len({cell.seed for cell in of}) == len(of)):
+            del groups[key]
+            for cell in of:
+                groups[(*key[:3], cell.run, *key[4:])] = [cell]
     return tuple(
         Row(
             data=of[0].data,
@@ -398,8 +412,9 @@ def _rows(cells: Iterable[Cell]) -> tuple[Row, ...]:
             trunk=of[0].trunk,
             head=of[0].head,
             cells=tuple(sorted(of, key=lambda cell: cell.seed)),
+            source=key[3],
         )
-        for _, of in sorted(groups.items())
+        for key, of in sorted(groups.items())
     )
 
 

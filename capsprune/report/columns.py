@@ -89,6 +89,7 @@ def written(spread: Spread, digits: int | None = None) -> str:
 
 #: Which configuration a row is.
 IDENTITY = (
+    Column("source", "Source", words=lambda row: row.source),
     Column("data", "Data set", words=lambda row: row.data),
     Column("backbone", "Backbone", words=lambda row: row.backbone),
     Column("trunk", "Trunk", words=lambda row: row.trunk),
@@ -138,7 +139,8 @@ def table_columns(
     """
     chosen: list[Column] = []
     if identity:
-        chosen += IDENTITY
+        several = len({row.source for row in rows}) > 1
+        chosen += [column for column in IDENTITY if several or column.key != "source"]
     if paper:
         capsules = any(row.head == "capsules" for row in rows)
         chosen += [c for c in PAPER if capsules or c.key not in ("bottleneck", "capsules")]

@@ -18,7 +18,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import LogFormatter, MaxNLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from capsprune.files import replacing
 from capsprune.report.results import Latency, Results, Row, Search, Spread, Trunk
@@ -119,18 +119,18 @@ def accuracy_against_flops(results: Results) -> _Drawing | None:
         of_data = [row for row in rows if row.data == data]
         # The controls first, so that what the figure is about lies above them.
         for head in ("linear", "capsules"):
-            groups: dict[tuple[str, Trunk], list[Row]] = {}
+            groups: dict[tuple[str, Trunk, str], list[Row]] = {}
             for row in of_data:
                 if row.head == head:
-                    groups.setdefault((row.backbone, row.trunk), []).append(row)
-            for (backbone, trunk), line in groups.items():
+                    groups.setdefault((row.backbone, row.trunk, row.source), []).append(row)
+            for (backbone, trunk, _), line in groups.items():
                 _draw_line(axis, line, backbone, trunk, sizes, hollow=head == "linear")
         axis.set_xscale("log")
-        _log_ticks(axis)
         axis.set_title(data, loc="left")
         axis.set_xlabel("total training FLOPs for one image (B)")
         axis.set_ylabel("test accuracy (%)")
         axis.margins(0.08)
+        _log_ticks(axis)
     _legend_below(figure, _figure_3_legend(rows, sizes))
     return _Drawing(
         "figure3",
@@ -275,7 +275,7 @@ def training_curves(results: Results) -> _Drawing | None:
                     _lighter(colour) if linear else colour, "--" if linear else "-",
                 )  # fmt: skip
             axis.set_ylabel(label)
-            axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+            _epoch_axis(axis)
         pair[0].set_title(f"{backbone} on {data}\n{pruned} % pruned", loc="left")
         pair[1].set_xlabel("epoch")
     handles = [
@@ -322,7 +322,7 @@ def _backbone_curves(results: Results) -> _Drawing | None:
                     if epochs:
                         _band(axis, epochs, key, scale, colour, style)
             axis.set_ylabel(label)
-            axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+            _epoch_axis(axis)
         grid[0][column].set_title(f"{backbone} on {data}", loc="left")
         grid[1][column].set_xlabel("epoch")
     found = dict.fromkeys((one.stage, one.pruned) for one in backbones)
@@ -563,7 +563,15 @@ def capsule_figures(results: Results) -> _Drawing | None:
             for level, colour in levels.items()
         ),
         *(
-            Line2D([], [], color="black", marker=_TRUNK_MARKERS[trunk], linestyle="", label=trunk)
+            Line2D(
+                [],
+                [],
+                color=GREY,
+                marker=_TRUNK_MARKERS[trunk],
+                markerfacecolor="white",
+                linestyle="",
+                label=trunk,
+            )
             for trunk in TRUNK_COLOURS
             if any(row.trunk == trunk for row in rows)
         ),
@@ -683,13 +691,26 @@ def _lighter(colour: str) -> str:
 
 
 def _log_ticks(axis: Axes) -> None:
-    """Write enough numbers on a logarithmic axis that spans less than a decade or two."""
-    axis.xaxis.set_major_formatter(LogFormatter())
+    """Write plain numbers on a logarithmic axis, enough of them where it spans little."""
     low, high = axis.get_xlim()
-    if high / low < 30:
-        axis.xaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
-    else:
-        axis.xaxis.set_minor_formatter(NullFormatter())
+    steps: tuple[float, ...] = (1,)
+    if high / low < 12:
+        steps = (1, 1.5, 2, 3, 5, 7)
+    elif high / low < 150:
+        steps = (1, 2, 5)
+    axis.xaxis.set_major_locator(LogLocator(subs=steps))
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.set_xlim(low, high)
+
+
+def _epoch_axis(axis: Axes) -> None:
+    """Have whole epochs on the axis, and room beside a lone one."""
+    axis.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
+    low, high = axis.get_xlim()
+    if high - low < 1:
+        axis.set_xlim(0.5, 1.5)
+        axis.set_xticks([1])
 
 
 def _known(row: Row, value: str) -> Spread:

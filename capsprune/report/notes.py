@@ -27,7 +27,7 @@ def notes_on(
         notes.append(_scale(data, [cell for cell in cells if cell.data == data]))
     notes += [f"Starting weights of the backbones: {name}." for name in sorted(weights)]
     for part in sorted(part for part in parts if part < 1):
-        notes.append(f"Only {part:.3g} of the training images were used.")
+        notes.append(f"There was training on a part of the training images alone: {part:.3g}.")
     seeds = {cell.seed for cell in cells}
     if len(seeds) > 1:
         notes.append(

@@ -36,6 +36,8 @@ class Cell:
     energy_meter: str | None
     #: Epochs of its training: the rows of its checkpoint's metrics.jsonl.
     epochs: Sequence[Mapping[str, float]] = ()
+    #: Name of the sweep that the run belongs to; empty for a run of its own.
+    source: str = ""
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,18 @@ class Spread:
     #: Sample standard deviation; None with one seed.
     deviation: float | None
     count: int
+
+    @classmethod
+    def of(cls, numbers: Sequence[float]) -> Spread | None:
+        """Give the spread of a figure's values, or None if there are none."""
+        if not numbers:
+            return None
+        mean = sum(numbers) / len(numbers)
+        deviation = None
+        if len(numbers) > 1:
+            squares = sum((number - mean) ** 2 for number in numbers)
+            deviation = (squares / (len(numbers) - 1)) ** 0.5
+        return cls(mean, deviation, len(numbers))
 
 
 @dataclass(frozen=True)
@@ -58,18 +72,13 @@ class Row:
     trunk: Trunk
     head: Head
     cells: Sequence[Cell]
+    #: Which sweep, or run, where a report has several of the same configuration: what was trained
+    #: differently is not averaged.
+    source: str = ""
 
     def spread(self, value: str) -> Spread | None:
         """Give a figure over the seeds that have it, or None if none has."""
-        numbers = [cell.values[value] for cell in self.cells if value in cell.values]
-        if not numbers:
-            return None
-        mean = sum(numbers) / len(numbers)
-        deviation = None
-        if len(numbers) > 1:
-            squares = sum((number - mean) ** 2 for number in numbers)
-            deviation = (squares / (len(numbers) - 1)) ** 0.5
-        return Spread(mean, deviation, len(numbers))
+        return Spread.of([cell.values[value] for cell in self.cells if value in cell.values])
 
 
 @dataclass(frozen=True)
