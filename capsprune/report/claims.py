@@ -94,12 +94,10 @@ def claims(results: Results) -> list[Claim]:
     The rule is at the head of this module, and in `RULE` for readers.
     """
     found = []
-    several = len({row.source for row in results.rows}) > 1
-    groups: dict[tuple[str, str, str], list[Row]] = {}
+    groups: dict[str, list[Row]] = {}
     for row in results.rows:
-        groups.setdefault((row.data, row.backbone, row.source), []).append(row)
-    for (data, backbone, source), rows in groups.items():
-        where = f"{backbone} on {data}" + (f" ({source})" if several and source else "")
+        groups.setdefault(results.where(row), []).append(row)
+    for where, rows in groups.items():
         found += [
             Claim(f"{where}: {claim.statement}", claim.verdict, claim.evidence)
             for claim in _claims_on(_Rows(rows), results.analyses)

@@ -283,7 +283,7 @@ def _read_run_profile(run: Run, name: str, found: _Found) -> None:
         if label not in profile["variants"] or (pruned == 0 and label == "unpruned, capsules"):
             continue
         level = pruned if is_pruned else 0
-        measured = _latencies(profile, label, caps["model"], level, head, caps["data"])
+        measured = _latencies(profile, label, caps["model"], level, head, caps["data"], name)
         found.latencies += measured
         if level == pruned:
             values = _by_batch(measured)
@@ -313,7 +313,13 @@ def _read_sweep_profile(path: Path, runs: Mapping[str, Run], prefix: str, found:
         }
         head: Head = variant["head"]
         measured = _latencies(
-            profile, label, variant["backbone"], variant["pruned"], head, backbone.summary["data"]
+            profile,
+            label,
+            variant["backbone"],
+            variant["pruned"],
+            head,
+            backbone.summary["data"],
+            path.parent.name,
         )
         found.latencies += measured
         values = {**_by_batch(measured), "file_bytes": variant["file_bytes"]}
@@ -321,7 +327,13 @@ def _read_sweep_profile(path: Path, runs: Mapping[str, Run], prefix: str, found:
 
 
 def _latencies(
-    profile: Mapping[str, Any], variant: str, backbone: str, pruned: int, head: Head, data: str
+    profile: Mapping[str, Any],
+    variant: str,
+    backbone: str,
+    pruned: int,
+    head: Head,
+    data: str,
+    source: str,
 ) -> list[Latency]:
     return [
         Latency(
@@ -337,6 +349,7 @@ def _latencies(
             routing_share=row["routing_share"],
             data=data,
             routing_kernel=row.get("routing_kernel"),
+            source=source,
         )
         for row in profile["measurements"]
         if row["variant"] == variant

@@ -89,7 +89,7 @@ def written(spread: Spread, digits: int | None = None) -> str:
 
 #: Which configuration a row is.
 IDENTITY = (
-    Column("source", "Source", words=lambda row: row.source),
+    Column("source", "Source", words=lambda row: row.source or "a run"),
     Column("data", "Data set", words=lambda row: row.data),
     Column("backbone", "Backbone", words=lambda row: row.backbone),
     Column("trunk", "Trunk", words=lambda row: row.trunk),

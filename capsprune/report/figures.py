@@ -254,15 +254,15 @@ def training_curves(results: Results) -> _Drawing | None:
     rows = [row for row in results.rows if any(cell.epochs for cell in row.cells)]
     if not rows:
         return _backbone_curves(results)
-    groups: dict[tuple[str, str, int], list[Row]] = {}
-    for row in sorted(rows, key=lambda r: (r.data, r.backbone, r.pruned)):
-        groups.setdefault((row.data, row.backbone, row.pruned), []).append(row)
+    groups: dict[tuple[str, int], list[Row]] = {}
+    for row in sorted(rows, key=lambda r: (r.data, r.backbone, r.source, r.pruned)):
+        groups.setdefault((results.where(row), row.pruned), []).append(row)
     columns = min(len(groups), 4)
     blocks = -(-len(groups) // columns)
     figure, grid = _grid(2 * blocks, columns)
     for axis in itertools.chain.from_iterable(grid):
         axis.set_visible(False)
-    for position, ((data, backbone, pruned), of_panel) in enumerate(groups.items()):
+    for position, ((where, pruned), of_panel) in enumerate(groups.items()):
         block, column = divmod(position, columns)
         pair = (grid[2 * block][column], grid[2 * block + 1][column])
         for axis, (key, scale, label) in zip(pair, _CURVES, strict=True):
@@ -276,7 +276,7 @@ def training_curves(results: Results) -> _Drawing | None:
                 )  # fmt: skip
             axis.set_ylabel(label)
             _epoch_axis(axis)
-        pair[0].set_title(f"{backbone} on {data}\n{pruned} % pruned", loc="left")
+        pair[0].set_title(f"{where}\n{pruned} % pruned", loc="left")
         pair[1].set_xlabel("epoch")
     handles = [
         Line2D(
@@ -375,7 +375,7 @@ def latency_bars(results: Results) -> _Drawing | None:
     if not results.latencies:
         return None
     batches = sorted({row.batch for row in results.latencies})
-    several = len({row.data for row in results.latencies}) > 1
+    several = len({(row.data, row.source) for row in results.latencies}) > 1
     names = list(dict.fromkeys(_latency_name(row, several) for row in results.latencies))
     names.sort(key=lambda name: _latency_key(name, results.latencies, several))
     height = 0.9 + 0.36 * len(names)
@@ -437,14 +437,14 @@ def _draw_bar(axis: Axes, position: int, row: Latency) -> float:
     return end
 
 
-def _latency_name(row: Latency, with_data: bool) -> str:
+def _latency_name(row: Latency, several: bool) -> str:
     name = f"{row.backbone} {row.pruned} %, {row.head}"
-    return f"{row.data}: {name}" if with_data else name
+    return f"{row.source}, {row.data}: {name}" if several else name
 
 
 def _latency_key(name: str, latencies: Iterable[Latency], several: bool) -> tuple[Any, ...]:
     row = next(row for row in latencies if _latency_name(row, several) == name)
-    return row.data, row.backbone, row.head == "linear", row.pruned
+    return row.data, row.backbone, row.source, row.head == "linear", row.pruned
 
 
 def robustness_curves(results: Results) -> _Drawing | None:
@@ -458,7 +458,7 @@ def robustness_curves(results: Results) -> _Drawing | None:
     for line, key in zip(grid, of_rows, strict=True):
         for axis, name in zip(line, names, strict=True):
             _draw_robustness(axis, curves, name, key)
-        line[0].set_ylabel(f"{key[1]} on {key[0]}\n{key[2]}\ntest accuracy (%)")
+        line[0].set_ylabel(f"{key[0]}\n{key[1]}\ntest accuracy (%)")
     for axis, name in zip(grid[0], names, strict=True):
         axis.set_title(name, loc="left")
     levels = _levels(level for _, _, _, level in curves)
@@ -480,8 +480,8 @@ def robustness_curves(results: Results) -> _Drawing | None:
     )
 
 
-#: Name of the distortion, its unit, (data, backbone, trunk), per cent pruned.
-_RobustnessKey = tuple[str, str, tuple[str, str, str], int]
+#: Name of the distortion, its unit, (where, trunk), per cent pruned.
+_RobustnessKey = tuple[str, str, tuple[str, str], int]
 #: The amount at which an image stays as it is, for the distortions where it is not 0.
 _IDENTITY = {"scale": 1.0}
 
@@ -496,7 +496,7 @@ def _robustness(results: Results) -> dict[_RobustnessKey, dict[str, dict[float, 
             records = results.analyses.get(cell.run, {}).get("robustness", ())
             kinds = {r["distortion"]: r["unit"] for r in records if r["distortion"] != "none"}
             for name, unit in kinds.items():
-                key = (name, unit, (row.data, row.backbone, row.trunk), row.pruned)
+                key = (name, unit, (results.where(row), row.trunk), row.pruned)
                 heads = curves.setdefault(key, {})
                 for record in records:
                     if record["distortion"] not in (name, "none"):
@@ -515,7 +515,7 @@ def _draw_robustness(
     axis: Axes,
     curves: Mapping[_RobustnessKey, Mapping[str, Mapping[float, Sequence[float]]]],
     name: str,
-    key: tuple[str, str, str],
+    key: tuple[str, str],
 ) -> None:
     levels = _levels(level for _, _, _, level in curves)
     for (curve_name, unit, curve_key, level), heads in curves.items():
@@ -542,16 +542,15 @@ def capsule_figures(results: Results) -> _Drawing | None:
     ]
     if not rows:
         return None
-    groups = list(dict.fromkeys((row.data, row.backbone) for row in rows))
+    groups = list(dict.fromkeys(results.where(row) for row in rows))
     figure, grid = _grid(len(groups), 3, size=(3.9, 3.0))
     levels = _levels(row.pruned for row in rows)
-    for line, (data, backbone) in zip(grid, groups, strict=True):
-        of_group = [row for row in rows if (row.data, row.backbone) == (data, backbone)]
+    for line, where in zip(grid, groups, strict=True):
+        of_group = [row for row in rows if results.where(row) == where]
         _draw_routing(line[0], of_group, results, "coupling_entropy", levels, "-")
         _draw_routing(line[1], of_group, results, "agreement_true", levels, "-")
         _draw_routing(line[1], of_group, results, "agreement_other", levels, ":")
         _draw_entropy(line[2], of_group)
-        where = f"{backbone} on {data}"
         line[0].set_title(f"{where}\nentropy of the couplings", loc="left")
         line[1].set_title("\nagreement with the true class\n(dotted: with the others)", loc="left")
         line[2].set_title("\nentropy of the bottleneck", loc="left")

@@ -134,6 +134,8 @@ class Latency:
     data: str = ""
     #: "native", "portable", or None for a network without routing.
     routing_kernel: str | None = None
+    #: The sweep or run that was profiled.
+    source: str = ""
 
 
 @dataclass(frozen=True)
@@ -152,3 +154,12 @@ class Results:
     missing: Mapping[str, str] = field(default_factory=dict)
     #: What a reader must know of how it was measured, one sentence each.
     notes: Sequence[str] = ()
+
+    def where(self, row: Row) -> str:
+        """Say what a row is about: its backbone and data set, and its source if there are several.
+
+        Rows of which this is the same may be compared.
+        """
+        several = len({one.source for one in self.rows}) > 1
+        source = f" ({row.source})" if several and row.source else ""
+        return f"{row.backbone} on {row.data}{source}"
