@@ -139,7 +139,8 @@ def table_columns(
     """
     chosen: list[Column] = []
     if identity:
-        several = len({row.source for row in rows}) > 1
+        alike = {(row.data, row.backbone) for row in rows}
+        several = len({(row.data, row.backbone, row.source) for row in rows}) > len(alike)
         chosen += [column for column in IDENTITY if several or column.key != "source"]
     if paper:
         capsules = any(row.head == "capsules" for row in rows)

@@ -21,6 +21,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from capsprune.files import replacing
+from capsprune.report.columns import written
 from capsprune.report.results import Latency, Results, Row, Search, Spread, Trunk
 
 BLUE, VERMILLION, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#6E6E6E"
@@ -276,7 +277,7 @@ def training_curves(results: Results) -> _Drawing | None:
                 )  # fmt: skip
             axis.set_ylabel(label)
             _epoch_axis(axis)
-        pair[0].set_title(f"{where}\n{pruned} % pruned", loc="left")
+        pair[0].set_title(f"{_wrapped(where)}\n{pruned} % pruned", loc="left")
         pair[1].set_xlabel("epoch")
     handles = [
         Line2D(
@@ -375,9 +376,8 @@ def latency_bars(results: Results) -> _Drawing | None:
     if not results.latencies:
         return None
     batches = sorted({row.batch for row in results.latencies})
-    several = len({(row.data, row.source) for row in results.latencies}) > 1
-    names = list(dict.fromkeys(_latency_name(row, several) for row in results.latencies))
-    names.sort(key=lambda name: _latency_key(name, results.latencies, several))
+    name_of = _latency_names(results.latencies)
+    names = list(dict.fromkeys(name_of(row) for row in sorted(results.latencies, key=_latency_key)))
     height = 0.9 + 0.36 * len(names)
     figure, axes = _panels(len(batches), size=(4.4, height), columns=2, sharey=True)
     for axis, batch in zip(axes, batches, strict=True):
@@ -385,7 +385,7 @@ def latency_bars(results: Results) -> _Drawing | None:
         for row in results.latencies:
             if row.batch != batch:
                 continue
-            end = max(end, _draw_bar(axis, names.index(_latency_name(row, several)), row))
+            end = max(end, _draw_bar(axis, names.index(name_of(row)), row))
         axis.set_yticks(range(len(names)), names)
         axis.set_ylim(len(names) - 0.45, -0.55)
         axis.set_xlim(0, 1.2 * end)
@@ -431,19 +431,28 @@ def _draw_bar(axis: Axes, position: int, row: Latency) -> float:
     )  # fmt: skip
     end = max(row.latency_ms, row.p75_ms)
     axis.annotate(
-        f"{row.latency_ms:.3g}", (end, position), xytext=(5, 0), textcoords="offset points",
-        va="center", fontsize=9,
+        written(Spread(row.latency_ms, None, 1)), (end, position), xytext=(5, 0),
+        textcoords="offset points", va="center", fontsize=9,
     )  # fmt: skip
     return end
 
 
-def _latency_name(row: Latency, several: bool) -> str:
-    name = f"{row.backbone} {row.pruned} %, {row.head}"
-    return f"{row.source}, {row.data}: {name}" if several else name
+def _latency_names(latencies: Sequence[Latency]) -> Callable[[Latency], str]:
+    """Give what tells each network from the others, and no more than that."""
+    several_data = len({row.data for row in latencies}) > 1
+    sources: dict[tuple[str, str], set[str]] = {}
+    for row in latencies:
+        sources.setdefault((row.data, row.backbone), set()).add(row.source)
+
+    def name(row: Latency) -> str:
+        data = f"{row.data}, " if several_data else ""
+        source = f"{row.source}, " if len(sources[row.data, row.backbone]) > 1 else ""
+        return f"{source}{data}{row.backbone} {row.pruned} %, {row.head}"
+
+    return name
 
 
-def _latency_key(name: str, latencies: Iterable[Latency], several: bool) -> tuple[Any, ...]:
-    row = next(row for row in latencies if _latency_name(row, several) == name)
+def _latency_key(row: Latency) -> tuple[Any, ...]:
     return row.data, row.backbone, row.source, row.head == "linear", row.pruned
 
 
@@ -458,7 +467,7 @@ def robustness_curves(results: Results) -> _Drawing | None:
     for line, key in zip(grid, of_rows, strict=True):
         for axis, name in zip(line, names, strict=True):
             _draw_robustness(axis, curves, name, key)
-        line[0].set_ylabel(f"{key[0]}\n{key[1]}\ntest accuracy (%)")
+        line[0].set_ylabel(f"{_wrapped(key[0])}\n{key[1]}\ntest accuracy (%)")
     for axis, name in zip(grid[0], names, strict=True):
         axis.set_title(name, loc="left")
     levels = _levels(level for _, _, _, level in curves)
@@ -551,7 +560,7 @@ def capsule_figures(results: Results) -> _Drawing | None:
         _draw_routing(line[1], of_group, results, "agreement_true", levels, "-")
         _draw_routing(line[1], of_group, results, "agreement_other", levels, ":")
         _draw_entropy(line[2], of_group)
-        line[0].set_title(f"{where}\nentropy of the couplings", loc="left")
+        line[0].set_title(f"{_wrapped(where)}\nentropy of the couplings", loc="left")
         line[1].set_title("\nagreement with the true class\n(dotted: with the others)", loc="left")
         line[2].set_title("\nentropy of the bottleneck", loc="left")
         line[2].set_ylabel("bits a unit")
@@ -613,21 +622,16 @@ def _draw_routing(
 
 
 def _draw_entropy(axis: Axes, rows: Sequence[Row]) -> None:
-    for trunk, colour in TRUNK_COLOURS.items():
+    for trunk in TRUNK_COLOURS:
         line = sorted((row for row in rows if row.trunk == trunk), key=lambda row: row.pruned)
         points = [(row.pruned, s) for row in line if (s := row.spread("bottleneck_entropy"))]
         if points:
             axis.errorbar(
                 [pruned for pruned, _ in points], [s.mean for _, s in points],
-                yerr=[s.deviation or 0 for _, s in points], color=colour, capsize=2.5,
-                marker=_TRUNK_MARKERS[trunk], markersize=6, linewidth=1.4,
+                yerr=[s.deviation or 0 for _, s in points], color=GREY, capsize=2.5,
+                marker=_TRUNK_MARKERS[trunk], markersize=6, markerfacecolor="white", linewidth=1.4,
             )  # fmt: skip
-            axis.annotate(
-                trunk, (points[-1][0], points[-1][1].mean), xytext=(0, 8), fontsize=9,
-                textcoords="offset points", color=colour, ha="right" if len(points) > 1 else
-                "center",
-            )  # fmt: skip
-    axis.margins(0.12, 0.2)
+    axis.margins(0.12)
 
 
 #: In the order of the report.
@@ -665,6 +669,11 @@ def _legend_below(figure: Figure, handles: Sequence[Any]) -> None:
     width = figure.get_figwidth()
     columns = max(2, min(len(handles), int(width / 1.55)))
     figure.legend(handles=handles, loc="outside lower center", ncols=columns)
+
+
+def _wrapped(where: str) -> str:
+    """Put the source, where there is one, on a line of its own."""
+    return where.replace(" (", "\n(")
 
 
 def _marker_sizes(rows: Iterable[Row]) -> dict[int, float]:

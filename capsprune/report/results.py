@@ -156,10 +156,11 @@ class Results:
     notes: Sequence[str] = ()
 
     def where(self, row: Row) -> str:
-        """Say what a row is about: its backbone and data set, and its source if there are several.
+        """Say what a row is about: its backbone and data set, and its source if they have several.
 
         Rows of which this is the same may be compared.
         """
-        several = len({one.source for one in self.rows}) > 1
+        of_both = [one for one in self.rows if (one.data, one.backbone) == (row.data, row.backbone)]
+        several = len({one.source for one in of_both}) > 1
         source = f" ({row.source})" if several and row.source else ""
         return f"{row.backbone} on {row.data}{source}"

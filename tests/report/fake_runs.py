@@ -135,7 +135,8 @@ def make_run(
                "analysis": "caps"}  # fmt: skip
     ids = {stage: f"{name}/{stage}" for stage in stages}
     # The cells of a sweep share their backbones.
-    ids |= {"baseline": cell.baseline_name, "pruned": cell.pruned_name}
+    folder = runs_dir.name
+    ids |= {"baseline": f"{folder}/{cell.baseline_name}", "pruned": f"{folder}/{cell.pruned_name}"}
     with open_run(runs_dir, name, cell.seed, create=True) as run:
         for stage, summary in stages.items():
             files = {"metrics.jsonl": metrics(), "architecture.json": architecture()}
