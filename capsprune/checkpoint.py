@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
@@ -234,6 +234,29 @@ def read_architecture(directory: Path) -> Architecture:
         ) from error
 
 
+def verify_checkpoint(directory: Path) -> None:
+    """Check that a checkpoint is whole, without building its network.
+
+    Raises:
+        CheckpointError: if its description or its weights are missing or truncated.
+    """
+    read_architecture(directory)
+    try:
+        with safe_open(directory / WEIGHTS, framework="pt"):
+            pass
+    except FileNotFoundError:
+        raise CheckpointError(f"{directory} has no {WEIGHTS}; make the checkpoint anew.") from None
+    except SafetensorError as error:
+        raise _truncated(directory, error) from error
+
+
+def _truncated(directory: Path, error: SafetensorError) -> CheckpointError:
+    return CheckpointError(
+        f"{directory / WEIGHTS} is truncated or is no safetensors file ({error}); make the "
+        "checkpoint anew."
+    )
+
+
 def load_checkpoint(directory: Path) -> Checkpoint:
     """Rebuild a network of any pruned shape, on the CPU and in evaluation mode.
 
@@ -246,10 +269,7 @@ def load_checkpoint(directory: Path) -> Checkpoint:
     except FileNotFoundError:
         raise CheckpointError(f"{directory} has no {WEIGHTS}; make the checkpoint anew.") from None
     except SafetensorError as error:
-        raise CheckpointError(
-            f"{directory / WEIGHTS} is truncated or is no safetensors file ({error}); make the "
-            "checkpoint anew."
-        ) from error
+        raise _truncated(directory, error) from error
     try:
         network = _build(architecture, state)
     # A description that was tampered with fails wherever it does not fit.

@@ -20,6 +20,7 @@ import typer.core
 from capsprune import __version__
 from capsprune.errors import Interrupted
 from capsprune.recipe import (
+    AnalyseOptions,
     AttachCapsOptions,
     AttachLinearOptions,
     EvaluateOptions,
@@ -72,6 +73,7 @@ Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say more on stde
 Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback when something fails.")]
 RunName = Annotated[str, typer.Option("--run", help="Name of the run.")]
 RunsDir = Annotated[Path, typer.Option("--runs-dir", help="Folder that holds the runs.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, or cuda:N.")]
 RecipeFile = Annotated[Path, typer.Argument(help="YAML file with the options of all stages.")]
 
 
@@ -176,6 +178,8 @@ def _print_stage(session: Session, stage: StageName, json: bool) -> None:
 
         if stage == "profile":
             tables.print_profile(record.summary)
+        elif stage == "analysis":
+            tables.print_analysis(record.summary)
         else:
             title = _TITLES[stage]
             tables.print_checkpoint(
@@ -281,6 +285,20 @@ def profile(options: ProfileOptions, shared: SessionOptions, json: bool, verbose
         _print_stage(session, "profile", json)
 
 
+@_stage_command("analyse", AnalyseOptions, SessionOptions)
+def analyse(options: AnalyseOptions, shared: SessionOptions, json: bool, verbose: bool) -> None:
+    """Look into the capsule network, and distort the test images it sees.
+
+    That is: entropy of the bottleneck, what routing does in each iteration, capsules that are never
+    active, and accuracy under rotation, shift, scale and shear, beside the linear control's.
+    """
+    from capsprune.pipeline.analyse import analyse as stage
+
+    with _session(shared, verbose) as session:
+        stage(options, session)
+        _print_stage(session, "analysis", json)
+
+
 @_stage_command("evaluate", EvaluateOptions, SessionOptions)
 def evaluate(options: EvaluateOptions, shared: SessionOptions, json: bool, verbose: bool) -> None:
     """Score a checkpoint on images of the run's split."""
@@ -326,7 +344,7 @@ def inspect_command(options: InspectOptions, shared: RunOptions, json: bool, ver
 def run_command(
     recipe: RecipeFile,
     runs_dir: RunsDir = Path("runs"),
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, or cuda:N.")] = "auto",
+    device: Device = "auto",
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Do finished stages again.")
     ] = False,
@@ -361,17 +379,82 @@ def run_command(
             )
 
 
+@app.command("sweep")
+def sweep_command(
+    recipe: Annotated[Path, typer.Argument(help="YAML file with a grid of runs.")],
+    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time.")] = 1,
+    checkpoints: Annotated[
+        Path | None,
+        typer.Option(help="Folder with the published state dicts that the recipe names."),
+    ] = None,
+    runs_dir: RunsDir = Path("runs"),
+    device: Device = "auto",
+    json: Json = False,
+    verbose: Verbose = False,
+    debug: Debug = False,
+) -> None:
+    """Run a grid: backbones x pruned FLOPs x frozen or finetuned x seeds.
+
+    Cells that are finished are not done again; one that fails does not stop the others.
+    """
+    from capsprune.sweep import SweepError, read_sweep_recipe
+
+    parsed = read_sweep_recipe(recipe)
+    if checkpoints is not None and not checkpoints.is_dir():
+        raise SweepError(f"There is no folder {checkpoints}; check --checkpoints.")
+    from capsprune.pipeline.sweeping import sweep
+    from capsprune.progress import TerminalProgress
+
+    done = sweep(
+        parsed,
+        runs_dir,
+        jobs=jobs,
+        device=device,
+        checkpoints=checkpoints,
+        progress=TerminalProgress(verbose),
+    )
+    cells = {
+        cell.name: {
+            str(stage): run.stages[stage].summary.get("accuracy")
+            for stage in ("pruned", "caps", "linear")
+            if stage in run.stages
+        }
+        for cell in done.cells
+        if (run := done.runs.get(cell.name)) is not None
+    }
+    if json:
+        _print_json(
+            {
+                "sweep": done.name,
+                "path": str(done.directory),
+                "cells": cells,
+                "failed": done.failed,
+            }
+        )
+    else:
+        from capsprune.report.tables import print_sweep
+
+        print_sweep(done.name, cells, done.failed, str(done.directory))
+    if done.failed:
+        first, reason = next(iter(done.failed.items()))
+        others = len(done.failed) - 1
+        and_others = f", and {others} more, named above, did not finish" if others else ""
+        raise SweepError(f"{first} failed{and_others}: {reason}")
+
+
 @app.command("runs")
 def runs_command(
     runs_dir: RunsDir = Path("runs"), json: Json = False, debug: Debug = False
 ) -> None:
-    """List the runs: what is there, what is done."""
-    from capsprune.report.tables import print_runs
+    """List the runs and sweeps: what is there, what is done."""
+    from capsprune.report.tables import print_runs, print_sweeps
     from capsprune.run import list_runs
+    from capsprune.sweep import list_sweeps
 
-    runs = list_runs(runs_dir)
+    runs, sweeps = list_runs(runs_dir), list_sweeps(runs_dir)
     if json:
-        _print_json({run.name: sorted(run.stages) for run in runs})
+        stages = {run.name: sorted(run.stages) for run in runs}
+        _print_json({**stages, **{one.name: {"cells": one.done} for one in sweeps}})
     else:
         print_runs(
             [
@@ -388,6 +471,8 @@ def runs_command(
             ],
             str(runs_dir),
         )
+        if sweeps:
+            print_sweeps([(one.name, one.done, len(one.failed)) for one in sweeps])
 
 
 @app.command("doctor")

@@ -377,6 +377,15 @@ def read_recipe(path: Path) -> Recipe:
     Raises:
         RecipeError: if the file is missing, is no YAML, or a field of it is unknown or wrong.
     """
+    return parse_options(Recipe, {"name": path.stem, **read_yaml(path)}, f"{path}: ")
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read the fields of a recipe, unchecked.
+
+    Raises:
+        RecipeError: if the file is missing, is no YAML, or has no fields.
+    """
     import yaml
 
     try:
@@ -391,7 +400,7 @@ def read_recipe(path: Path) -> Recipe:
             f"{path} holds no recipe; give the stages' options under their names, as in "
             "recipes/quickstart.yaml."
         )
-    return parse_options(Recipe, {"name": path.stem, **content}, f"{path}: ")
+    return content
 
 
 def _first_problem(kind: type[Options], error: ValidationError, where: str) -> str:
@@ -409,7 +418,7 @@ def _first_problem(kind: type[Options], error: ValidationError, where: str) -> s
         for inner in (field.annotation, *get_args(field.annotation)):  # X, or X | None
             if isinstance(inner, type) and issubclass(inner, BaseModel):
                 owner = inner
-    names = [_hyphenated(part) for part in location if not part.isdigit()]
+    names = [_hyphenated(part) for part in location if not part.isdigit() and part != "[key]"]
     label = where + ".".join(names if where != "--" else names[:1])
     if problem["type"] == "extra_forbidden":
         known = sorted(_hyphenated(name) for name in owner.model_fields)

@@ -197,11 +197,7 @@ class TrainingTransform(EvaluationTransform):
         # would skip pixels.
         if max(pixels.shape[-2:]) > self.image_size:
             pixels = resize(pixels, self.image_size)
-        shape = [len(pixels), 3, self.image_size, self.image_size]
-        grid = functional.affine_grid(affine, shape, align_corners=False)
-        return functional.grid_sample(
-            pixels, grid, mode="bilinear", padding_mode="border", align_corners=False
-        )
+        return warp(pixels, affine, self.image_size)
 
 
 def to_unit(images: Tensor) -> Tensor:
@@ -217,6 +213,23 @@ def resize(pixels: Tensor, size: int) -> Tensor:
     shrinks = max(pixels.shape[-2:]) > size
     return functional.interpolate(
         pixels, (size, size), mode="bilinear", align_corners=False, antialias=shrinks
+    )
+
+
+def warp(pixels: Tensor, affine: Tensor, size: int) -> Tensor:
+    """Sample images at the points of a grid that is moved; beyond the edge, the edge goes on.
+
+    Args:
+        pixels: float [B, C, H, W].
+        affine: float [B, 2, 3], as in `Drawn`.
+        size: S, pixels a side of the result.
+
+    Returns:
+        Values of the same dtype, [B, C, S, S], interpolated between the four nearest pixels.
+    """
+    grid = functional.affine_grid(affine, [len(pixels), 1, size, size], align_corners=False)
+    return functional.grid_sample(
+        pixels, grid, mode="bilinear", padding_mode="border", align_corners=False
     )
 
 

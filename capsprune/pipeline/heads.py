@@ -14,7 +14,7 @@ from capsprune.inspection import checkpoint_costs
 from capsprune.pipeline.fitting import fit_network, score_network
 from capsprune.pipeline.session import Session
 from capsprune.pipeline.stage import Stage
-from capsprune.recipe import AttachCapsOptions, AttachLinearOptions
+from capsprune.recipe import AnalyseOptions, AttachCapsOptions, AttachLinearOptions
 from capsprune.run import StageRecord
 from capsprune.training.schedule import default_schedule
 
@@ -41,7 +41,10 @@ def trunk_source(options: HeadOptions, session: Session, command: str) -> tuple[
 
 
 def load_classes(
-    options: HeadOptions, session: Session, source: Path, described: Architecture
+    options: HeadOptions | AnalyseOptions,
+    session: Session,
+    source: Path,
+    described: Architecture,
 ) -> DataSplits:
     """Load the data that a checkpoint was made for.
 

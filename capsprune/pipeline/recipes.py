@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from capsprune.pipeline.analyse import analyse
 from capsprune.pipeline.attach_caps import attach_caps
 from capsprune.pipeline.attach_linear import attach_linear
 from capsprune.pipeline.export import export
@@ -30,4 +31,6 @@ def run_recipe(recipe: Recipe, session: Session) -> dict[StageName, StageRecord]
     export(recipe.export, session)
     if recipe.profile is not None:
         profile(recipe.profile, session)
+    if recipe.analyse is not None:
+        analyse(recipe.analyse, session)
     return session.run.stages

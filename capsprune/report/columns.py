@@ -6,6 +6,7 @@ it counts them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -30,8 +31,8 @@ class Column:
     value: str | None = None
     #: A value is multiplied by this to be in `unit`.
     scale: float = 1
-    #: Digits behind the point.
-    digits: int = 0
+    #: Digits behind the point; None for three digits in all, or as many as stand before the point.
+    digits: int | None = 0
     words: Callable[[Row], str | int] | None = None
 
     @property
@@ -69,13 +70,17 @@ class Column:
         return written(found, self.digits)
 
 
-def written(spread: Spread, digits: int) -> str:
+def written(spread: Spread, digits: int | None = None) -> str:
     """Write a figure over seeds: mean ± standard deviation.
 
     Args:
         spread: the figure.
-        digits: behind the point.
+        digits: behind the point; None for three digits of the mean, or as many as stand before its
+            point.
     """
+    if digits is None:
+        size = math.floor(math.log10(abs(spread.mean))) if spread.mean else 0
+        digits = max(0, 2 - size)
     mean = f"{spread.mean:.{digits}f}"
     if spread.deviation is None or float(f"{spread.deviation:.{digits}f}") == 0:
         return mean
@@ -91,7 +96,7 @@ IDENTITY = (
 )
 
 _MEMORY = Column("memory", "Memory while training", "MB", "peak_memory_mb")
-_ENERGY = Column("energy", "Energy of training", "J", "energy_joules", digits=1)
+_ENERGY = Column("energy", "Energy of training", "J", "energy_joules", digits=None)
 
 #: Table 1 of the paper. Training FLOPs are the multiply-accumulates of the convolutions of trunk
 #: and primary capsules for one image, times 3 where the trunk is finetuned and 2 where it is not.
@@ -99,19 +104,19 @@ PAPER = (
     Column("pruned", "Backbone pruned FLOPs", "%", words=lambda row: row.pruned),
     Column("bottleneck", "Bottleneck size S", value="bottleneck_channels"),
     Column("capsules", "Primary caps I", value="primary_capsules"),
-    Column("training_flops", "Total training FLOPs", "B", "training_flops", 1e-9, 3),
+    Column("training_flops", "Total training FLOPs", "B", "training_flops", 1e-9, None),
     _MEMORY,
-    Column("epoch", "Training time of an epoch", "s", "epoch_seconds", digits=2),
+    Column("epoch", "Training time of an epoch", "s", "epoch_seconds", digits=None),
     Column("accuracy", "Accuracy", "%", "accuracy", 100, 2),
 )
 
 #: What the paper does not have.
 FURTHER = (
-    Column("forward_macs", "MACs of a forward pass", "M", "forward_macs", 1e-6, 2),
-    Column("parameters", "Parameters", "M", "parameters", 1e-6, 3),
-    Column("file", "ONNX file", "MB", "file_bytes", 1e-6, 2),
-    Column("latency_1", "Latency, batch 1", "ms", "latency_ms_batch_1", digits=2),
-    Column("latency_32", "Latency, batch 32", "ms", "latency_ms_batch_32", digits=2),
+    Column("forward_macs", "MACs of a forward pass", "M", "forward_macs", 1e-6, None),
+    Column("parameters", "Parameters", "M", "parameters", 1e-6, None),
+    Column("file", "ONNX file", "MB", "file_bytes", 1e-6, None),
+    Column("latency_1", "Latency, batch 1", "ms", "latency_ms_batch_1", digits=None),
+    Column("latency_32", "Latency, batch 32", "ms", "latency_ms_batch_32", digits=None),
     _ENERGY,
     Column("seeds", "Seeds", words=lambda row: len({cell.seed for cell in row.cells})),
 )

@@ -73,6 +73,24 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Backbone:
+    """A backbone with its own linear classifier: a run's `baseline` or `pruned` stage."""
+
+    run: str
+    data: str
+    backbone: str
+    #: As of a cell; 0 for a baseline.
+    pruned: int
+    stage: Literal["baseline", "pruned"]
+    seed: int
+    #: `accuracy`, `accuracy_before_finetuning`, `flops_ratio`, `forward_macs`, `parameters` and the
+    #: like, as of a cell.
+    values: Mapping[str, float]
+    #: Epochs of its training.
+    epochs: Sequence[Mapping[str, float]] = ()
+
+
+@dataclass(frozen=True)
 class Search:
     """The candidates of one search: `pruned/candidates.jsonl`."""
 
@@ -115,11 +133,13 @@ class Results:
 
     title: str
     rows: Sequence[Row]
+    #: What the heads were put on.
+    backbones: Sequence[Backbone] = ()
     searches: Sequence[Search] = ()
     latencies: Sequence[Latency] = ()
     #: The `analysis` stage's summaries by run.
     analyses: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    #: Cells of a sweep that are not done, with the reason of those that failed.
+    #: Cells of a sweep, or stages of a run, that are not done, with the reason where it is known.
     missing: Mapping[str, str] = field(default_factory=dict)
     #: What a reader must know of how it was measured, one sentence each.
     notes: Sequence[str] = ()

@@ -110,6 +110,56 @@ def print_profile(profile: Summary) -> None:
     _print(table)
 
 
+def print_analysis(analysis: Summary) -> None:
+    """Print what the capsules do, and the accuracy on distorted images."""
+    _print_pairs(
+        f"{analysis['model']} with capsules on {analysis['images']} images of {analysis['data']}",
+        [
+            ("entropy of a bottleneck unit", f"{number(analysis['bottleneck_entropy'], 3)} bits"),
+            ("bottleneck units that are on", percent(analysis["active_share"])),
+            ("length of a primary capsule", number(analysis["primary_length"], 3)),
+            (
+                "primary capsules never active",
+                f"{analysis['never_active']} of {analysis['primary_capsules']} "
+                f"({percent(analysis['never_active_share'])})",
+            ),
+        ],
+    )
+    iterations = _table("Routing")
+    iterations.add_column("iteration", justify="right")
+    columns = {
+        "coupling entropy": "coupling_entropy",
+        "agreement, true class": "agreement_true",
+        "agreement, others": "agreement_other",
+    }
+    for title in columns:
+        iterations.add_column(title, justify="right")
+    for index, row in enumerate(zip(*(analysis[key] for key in columns.values()), strict=True)):
+        iterations.add_row(str(index + 1), *(number(value, 4) for value in row))
+    _print(iterations)
+    _print_robustness(analysis["robustness"])
+
+
+def _print_robustness(rows: Sequence[Summary]) -> None:
+    compared = any(row["linear"] is not None for row in rows)
+    table = _table("Accuracy on distorted images")
+    table.add_column("distortion")
+    for title in ("amount", "capsules", *(["linear"] if compared else [])):
+        table.add_column(title, justify="right")
+    before = None
+    for row in rows:
+        if row["distortion"] != before:
+            table.add_section()
+        table.add_row(
+            "" if row["distortion"] == before else row["distortion"],
+            f"{row['amount']:g} {row['unit']}" if row["unit"] else "",
+            percent(row["capsules"]),
+            *([percent(row["linear"])] if compared else []),
+        )
+        before = row["distortion"]
+    _print(table)
+
+
 #: The rows of a profile for each batch size.
 _MEASURED: dict[str, Callable[[Summary], str]] = {
     "latency": lambda row: f"{row['latency_ms']:.2f} ms",
@@ -165,6 +215,8 @@ def print_result(stages: Mapping[str, Summary], files: Iterable[tuple[str, str]]
     _print(table)
     if "profile" in stages:
         print_profile(stages["profile"])
+    if "analysis" in stages:
+        print_analysis(stages["analysis"])
     _print_pairs("Files", list(files))
 
 
@@ -251,6 +303,43 @@ def print_runs(runs: Sequence[tuple[str, Mapping[str, str]]], where: str) -> Non
     for name, done in runs:
         table.add_row(name, *(done.get(stage, "-") for stage in stages))
     _print(table)
+
+
+def print_sweeps(sweeps: Sequence[tuple[str, Mapping[str, bool], int]]) -> None:
+    """Print what sweeps there are: name, which cells are done, and how many runs failed."""
+    table = _table("Sweeps")
+    table.add_column("sweep")
+    for title in ("cells", "done", "failed"):
+        table.add_column(title, justify="right")
+    for name, done, failed in sweeps:
+        table.add_row(name, str(len(done)), str(sum(done.values())), str(failed))
+    _print(table)
+
+
+def print_sweep(
+    name: str, cells: Mapping[str, Summary], failed: Mapping[str, str], where: str
+) -> None:
+    """Print what a sweep came to.
+
+    Args:
+        name: of the sweep.
+        cells: by name, the test accuracies of their stages.
+        failed: why a run is not finished, by name.
+        where: the sweep's folder.
+    """
+    table = _table(f"Sweep {name}")
+    table.add_column("cell")
+    for title in ("pruned", "capsules", "linear"):
+        table.add_column(title, justify="right")
+    for cell, accuracies in cells.items():
+        table.add_row(
+            cell,
+            *(percent(accuracies.get(stage)) for stage in ("pruned", "caps", "linear")),
+        )
+    _print(table)
+    if failed:
+        _print_pairs("Not finished", list(failed.items()))
+    print(f"Its runs lie in {where}; 'capsprune report {name}' shows them.")
 
 
 def print_findings(findings: Sequence[tuple[str, str, str]]) -> None:

@@ -1,0 +1,169 @@
+"""The stage `analyse`: what the capsules do, and how the network bears distorted images."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from capsprune.analysis.activity import CapsuleActivity
+from capsprune.analysis.entropy import BottleneckEntropy
+from capsprune.analysis.robustness import DISTORTIONS, Scores, accuracies
+from capsprune.analysis.routing_trace import RoutingTrace
+from capsprune.capsules import CapsuleNetwork
+from capsprune.checkpoint import load_checkpoint
+from capsprune.data.images import ImageSet
+from capsprune.errors import RunError
+from capsprune.pipeline.fitting import objective_of
+from capsprune.pipeline.heads import load_classes
+from capsprune.pipeline.session import EVALUATION_BATCH, Session
+from capsprune.pipeline.stage import Stage
+from capsprune.recipe import AnalyseOptions
+from capsprune.run import StageRecord
+
+
+def analyse(options: AnalyseOptions, session: Session) -> StageRecord:
+    """Look into the run's capsule network, and distort the test images it sees.
+
+    Where the run has a linear control on the same trunk, trained in the same way, it is shown the
+    same distorted images.
+
+    Raises:
+        CapspruneError: if there is no capsule network, or the stage is finished with other options.
+    """
+    run = session.run
+    capsules = run.require("caps", "analyse")
+    linear = _control(session, capsules)
+    stage = Stage.of(
+        session, "analysis", options, capsules.id, linear=None if linear is None else linear.id
+    )
+    if record := stage.done():
+        return record
+
+    source = run.path("caps")
+    checkpoint = load_checkpoint(source)
+    network = checkpoint.capsules
+    if network is None:
+        raise RunError(f"{source} has no capsule head; run 'capsprune attach-caps --overwrite'.")
+    data = checkpoint.architecture.data
+    splits = load_classes(options, session, source, checkpoint.architecture)
+    images = spread_images(splits.test, options.images)
+    work = stage.begin(splits)
+    networks: dict[str, nn.Module] = {"capsules": network}
+    if linear is not None:
+        networks["linear"] = load_checkpoint(run.path("linear")).network
+    for one in networks.values():
+        one.to(session.fabric.device).eval()
+    steps = -(-len(images) // EVALUATION_BATCH) * (1 + len(DISTORTIONS))
+    done = 0
+    with session.progress.bar("Analysing") as bar:
+
+        def step() -> None:
+            nonlocal done
+            done += 1
+            bar(done, steps)
+
+        inside = _look_inside(session, network, images, data.image_size, step)
+        right = accuracies(
+            {name: _scores(one) for name, one in networks.items()},
+            session.batches(images, data.image_size),
+            step=step,
+        )
+    summary = {
+        "images": len(images),
+        "model": checkpoint.architecture.model,
+        "data": data.name,
+        "frozen": capsules.summary["frozen"],
+        **inside,
+        "robustness": [
+            {
+                "distortion": distortion.name,
+                "amount": distortion.amount,
+                "unit": distortion.unit,
+                "capsules": of_networks["capsules"],
+                "linear": of_networks.get("linear"),
+            }
+            for distortion, of_networks in right.items()
+        ],
+    }
+    result = work / "analysis.json"
+    result.write_text(json.dumps(summary, indent=1) + "\n")
+    return stage.commit(result, uuid.uuid4().hex, summary)
+
+
+def spread_images(images: ImageSet, count: int) -> ImageSet:
+    """Choose images evenly from all classes, always the same.
+
+    They come class by class, so that what hangs on the position of an image is no matter of its
+    class.
+
+    Args:
+        images: to choose from.
+        count: how many to take, at most.
+    """
+    by_class = torch.argsort(images.labels, stable=True)
+    count = min(count, len(images))
+    chosen = by_class[torch.arange(count) * len(images) // count]
+    return images.select(chosen.tolist())
+
+
+def _control(session: Session, capsules: StageRecord) -> StageRecord | None:
+    """The run's linear control, if there is one that the capsule network can be compared with."""
+    run = session.run
+    if "linear" not in run.stages:
+        return None
+    try:
+        linear = run.require("linear", "analyse")
+    except RunError as error:
+        session.progress.say(f"The linear control is left out: {error}")
+        return None
+    if linear.summary["frozen"] != capsules.summary["frozen"]:
+        reason = "of one of the two networks the trunk is frozen, of the other it is finetuned"
+    elif linear.parent != capsules.parent:
+        reason = "it was made from another backbone than the capsule network"
+    else:
+        return linear
+    session.progress.say(f"The linear control is left out: {reason}")
+    return None
+
+
+def _scores(network: nn.Module) -> Scores:
+    objective = objective_of(network)
+    return lambda images: objective.scores(network(images))
+
+
+@torch.no_grad()
+def _look_inside(
+    session: Session,
+    network: CapsuleNetwork,
+    images: ImageSet,
+    image_size: int,
+    step: Callable[[], None],
+) -> dict[str, Any]:
+    """Give what the summary says of bottleneck, primary capsules and routing."""
+    output = network.output_caps
+    entropy = BottleneckEntropy(len(output.weight))
+    activity = CapsuleActivity()
+    routing = RoutingTrace(output.weight, output.bias, output.iterations, output.epsilon)
+    for batch, labels in session.batches(images, image_size):
+        features: Tensor = network.trunk(batch)
+        u: Tensor = network.primary_caps(features)
+        entropy.update(features, labels)
+        activity.update(u)
+        routing.update(u, labels)
+        step()
+    return {
+        "bottleneck_entropy": entropy.bits,
+        "active_share": entropy.active_share,
+        "coupling_entropy": routing.coupling_entropy,
+        "agreement_true": routing.agreement_true,
+        "agreement_other": routing.agreement_other,
+        "primary_length": activity.mean_length,
+        "never_active": activity.never_active,
+        "never_active_share": activity.never_active / activity.capsules,
+        "primary_capsules": activity.capsules,
+    }

@@ -1,0 +1,297 @@
+"""A sweep: baselines, pruned backbones, and the cells of the grid that build on them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from capsprune.checkpoint import load_checkpoint, verify_checkpoint
+from capsprune.errors import CapspruneError
+from capsprune.files import write_text
+from capsprune.pipeline.analyse import analyse
+from capsprune.pipeline.attach_caps import attach_caps
+from capsprune.pipeline.attach_linear import attach_linear
+from capsprune.pipeline.export import export, export_checkpoint
+from capsprune.pipeline.import_checkpoint import import_checkpoint
+from capsprune.pipeline.jobs import Job, run_jobs
+from capsprune.pipeline.prune import prune
+from capsprune.pipeline.session import Session
+from capsprune.pipeline.train import train
+from capsprune.progress import Progress
+from capsprune.recipe import ImportOptions, Recipe
+from capsprune.run import Run, StageName, open_run, read_run
+from capsprune.runtime.profile import profile_variants
+from capsprune.sweep import CELL_STAGES, GridCell, Sweep, SweepRecipe, open_sweep
+
+#: The last job: all networks beside each other in ONNX Runtime.
+_PROFILE = "profile"
+
+
+@dataclass(frozen=True)
+class Member:
+    """One run of the sweep, as a process of its own does it."""
+
+    directory: Path
+    recipe: Recipe
+    device: str
+    #: Name of the run whose stages it takes over.
+    source: str | None = None
+    #: A state dict that others published, in place of pruning.
+    published: Path | None = None
+
+
+def sweep(
+    recipe: SweepRecipe,
+    runs_dir: Path,
+    *,
+    jobs: int = 1,
+    device: str = "auto",
+    checkpoints: Path | None = None,
+    progress: Progress | None = None,
+) -> Sweep:
+    """Do what is not done yet of a grid of runs, each in a process of its own.
+
+    Cells of one backbone and seed share one baseline, and those of one pruned level one pruned
+    backbone. What is finished is not done again; what fails is noted and stops nothing but what
+    builds on it.
+
+    Args:
+        recipe: of the grid.
+        runs_dir: the folder of all runs; the sweep's runs lie in a folder below it.
+        jobs: runs at a time.
+        device: as `capsprune.training.device.make_fabric` takes it; "auto" shares out all GPUs.
+        checkpoints: folder with published state dicts.
+        progress: where to say how it goes.
+
+    Returns:
+        The sweep; `failed` says what is not finished and why.
+
+    Raises:
+        SweepError: if the sweep was begun with other options.
+        Interrupted: if the user stops it.
+    """
+    progress = progress or Progress()
+    opened = open_sweep(runs_dir, recipe)
+    opened.failed = {}
+    opened.write()
+    todo: dict[str, Job] = {}
+    runs = opened.runs
+    for cell in recipe.cells:
+        reason = unfinished(runs.get(cell.name))
+        if reason is None:
+            continue
+        if reason:
+            opened.failed[cell.name] = reason
+            progress.say(f"{cell.name} failed: {reason}")
+            continue
+        for job in _jobs_for(opened, cell, device, checkpoints):
+            todo.setdefault(job.name, job)
+    done = len(recipe.cells) - len(opened.failed) - sum(c.name in todo for c in recipe.cells)
+    if done:
+        progress.say(f"{done} of {len(recipe.cells)} cells are done already")
+
+    def note(job: Job, failed: str | None) -> None:
+        if failed is not None:
+            opened.failed[job.name] = failed
+            opened.write()
+
+    run_jobs(list(todo.values()), jobs, progress, f"Sweep {opened.name}", note)
+    runs = opened.runs
+    if any(unfinished(runs.get(cell.name)) is None for cell in recipe.cells):
+        last = Job(_PROFILE, partial(_profile, runs_dir, recipe, device))
+        run_jobs([last], 1, progress, "Profiling", note)
+    opened.write()
+    return opened
+
+
+def unfinished(run: Run | None) -> str | None:
+    """Tell what the run of a cell lacks.
+
+    Args:
+        run: the cell's, or None if there is none yet.
+
+    Returns:
+        None if it is finished, "" if there is something left to do, or what is damaged.
+    """
+    if run is None or any(
+        stage not in run.stages or not run.path(stage).exists() for stage in CELL_STAGES
+    ):
+        return ""
+    try:
+        for stage in ("caps", "linear"):
+            verify_checkpoint(run.path(stage))
+    except CapspruneError as error:
+        return f"{error} Remove that folder, and give the same command again."
+    return None
+
+
+def _published_file(recipe: SweepRecipe, cell: GridCell, checkpoints: Path | None) -> Path | None:
+    """The state dict that others published for a cell's backbone, if the user has it."""
+    name = recipe.published_for(cell).checkpoint
+    if name is None or checkpoints is None or not (checkpoints / name).is_file():
+        return None
+    return checkpoints / name
+
+
+def _jobs_for(
+    opened: Sweep, cell: GridCell, device: str, checkpoints: Path | None
+) -> Iterator[Job]:
+    """The jobs that make a cell: its baseline, its pruned backbone, and itself."""
+    grid = opened.recipe
+    recipe = grid.cell_recipe(cell)
+    published = _published_file(grid, cell, checkpoints)
+    others = (replace(cell, pruned=pruned) for pruned in grid.pruned)
+    if not cell.pruned and any(_published_file(grid, other, checkpoints) for other in others):
+        # What others published comes as it is, so the unpruned one must not be fine-tuned either.
+        prune_options = recipe.prune.model_copy(update={"epochs": 0})
+        recipe = recipe.model_copy(update={"prune": prune_options})
+
+    def member(name: str, **others: Any) -> Member:
+        named = recipe.model_copy(update={"name": name})
+        return Member(opened.directory, named, device, **others)
+
+    needs: tuple[str, ...] = ()
+    if published is None:
+        yield Job(cell.baseline_name, partial(_baseline, member(cell.baseline_name)))
+        needs = (cell.baseline_name,)
+    pruned = member(cell.pruned_name, source=needs[0] if needs else None, published=published)
+    yield Job(cell.pruned_name, partial(_pruned, pruned), needs)
+    yield Job(
+        cell.name, partial(_cell, member(cell.name, source=cell.pruned_name)), (cell.pruned_name,)
+    )
+
+
+@contextmanager
+def _session(member: Member, progress: Progress, place: int) -> Iterator[Session]:
+    """Open a member's run, which takes over what its source has."""
+    device = member.device
+    if device == "auto" and torch.cuda.is_available() and torch.cuda.device_count() > 1:
+        device = f"cuda:{place % torch.cuda.device_count()}"
+    recipe = member.recipe
+    with open_run(member.directory, recipe.name, recipe.seed, create=True) as run:
+        if member.source is not None:
+            source = read_run(member.directory, member.source)
+            for stage in ("baseline", "pruned"):
+                if stage in source.stages:
+                    run.adopt(stage, source)
+        yield Session(run, device, progress=progress)
+
+
+def _baseline(member: Member, progress: Progress, place: int) -> None:
+    with _session(member, progress, place) as session:
+        train(member.recipe.train, session)
+
+
+def _pruned(member: Member, progress: Progress, place: int) -> None:
+    with _session(member, progress, place) as session:
+        training = member.recipe.train
+        if member.published is None:
+            prune(member.recipe.prune, session)
+            return
+        options = ImportOptions(
+            checkpoint=member.published,
+            model=training.model,
+            data=training.data,
+            data_root=training.data_root,
+            image_size=training.image_size,
+        )
+        import_checkpoint(options, session)
+
+
+def _cell(member: Member, progress: Progress, place: int) -> None:
+    recipe = member.recipe
+    assert recipe.attach_linear is not None
+    assert recipe.analyse is not None
+    with _session(member, progress, place) as session:
+        attach_caps(recipe.attach_caps, session)
+        attach_linear(recipe.attach_linear, session)
+        export(recipe.export, session)
+        analyse(recipe.analyse, session)
+
+
+def _profile(
+    runs_dir: Path, recipe: SweepRecipe, device: str, progress: Progress, place: int
+) -> None:
+    """Measure the networks of the grid beside each other: one of each architecture.
+
+    Seeds and kinds of trunk differ in the weights, and the pruned channels of two seeds are about
+    as many; so the first finished cell of each backbone and pruned level stands for all.
+    """
+    opened = open_sweep(runs_dir, recipe)
+    runs = opened.runs
+    chosen: dict[tuple[str, int], GridCell] = {}
+    for cell in recipe.cells:
+        if unfinished(runs.get(cell.name)) is None:
+            chosen.setdefault((cell.backbone, cell.pruned), cell)
+    variants: dict[str, dict[str, Any]] = {}
+    for cell in chosen.values():
+        for head, stage in _HEADS.items():
+            label = f"{cell.backbone}, {cell.pruned} % pruned, {head}"
+            variants[label] = {
+                "run": cell.name,
+                "backbone": cell.backbone,
+                "pruned": cell.pruned,
+                "head": head,
+                "seed": cell.seed,
+                "checkpoint": runs[cell.name].stages[stage].id,
+            }
+    asked = {"options": recipe.profile.model_dump(mode="json"), "variants": variants}
+    if _profiled(opened.profile_path, asked):
+        return
+    work = opened.directory / ".profile"
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir()
+    try:
+        files = {}
+        for position, (label, one) in enumerate(variants.items()):
+            progress.detail(f"Exporting {label}")
+            files[label] = work / f"{position}.onnx"
+            size = _export(opened, one, files[label], device)
+            one["file_bytes"] = files[label].stat().st_size
+        with progress.bar("Profiling") as bar:
+            measurements = profile_variants(
+                files,
+                image_size=size,
+                batches=recipe.profile.batch,
+                provider=recipe.profile.provider,
+                repeats=recipe.profile.repeats,
+                progress=lambda what, done, total: bar(done, total, what),
+            )
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    result = {**asked, "measurements": [one.to_dict() for one in measurements]}
+    write_text(opened.profile_path, json.dumps(result, indent=1) + "\n")
+
+
+#: The stage that holds each kind of head.
+_HEADS: dict[str, StageName] = {"capsules": "caps", "linear": "linear"}
+
+
+def _profiled(path: Path, asked: Mapping[str, Any]) -> bool:
+    """Whether these very networks were measured already, as asked."""
+    try:
+        found = json.loads(path.read_text())
+        for one in found["variants"].values():
+            del one["file_bytes"]
+        return all(found[key] == value for key, value in asked.items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def _export(opened: Sweep, variant: Mapping[str, Any], target: Path, device: str) -> int:
+    """Export a cell's network; returns its image size."""
+    with open_run(opened.directory, variant["run"]) as run:
+        session = Session(run, device)
+        checkpoint = load_checkpoint(run.path(_HEADS[variant["head"]]))
+        data = checkpoint.architecture.data
+        splits = session.data(data.name, None, data.image_size)
+        export_checkpoint(session, checkpoint, splits, target)
+    return data.image_size

@@ -1,0 +1,317 @@
+"""A sweep: a grid of runs in one folder, the recipe it was made from, and what became of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, ValidationError
+
+from capsprune.errors import CapspruneError
+from capsprune.files import write_text
+from capsprune.recipe import (
+    AnalyseOptions,
+    BatchSize,
+    ExportOptions,
+    LearningRate,
+    ModelName,
+    Options,
+    PositiveInt,
+    ProfileOptions,
+    Recipe,
+    RecipeError,
+    Seed,
+    parse_options,
+    read_yaml,
+)
+from capsprune.run import Run, StageName, list_runs
+
+TrunkKind = Literal["frozen", "finetuned"]
+
+_SWEEP_FILE = "sweep.json"
+_PROFILE = "profile.json"
+#: Fields that the grid fills in, by stage.
+_OF_THE_GRID = {
+    "train": ("model",),
+    "prune": ("model", "data", "data-root", "image-size", "flops", "strategy"),
+    "attach-caps": ("freeze", "checkpoint"),
+}
+#: A sweep may grow along these; all else stays as it was begun.
+_MAY_GROW = ("backbones", "pruned", "seeds", "trunks", "published")
+
+
+#: Stages of a finished cell.
+CELL_STAGES: tuple[StageName, ...] = ("pruned", "caps", "linear", "onnx", "analysis")
+
+
+class SweepError(CapspruneError):
+    """A sweep is not there, is another than was asked for, or has cells that failed."""
+
+
+def _lone(value: Any) -> Any:
+    """Read one value as a list of one."""
+    return value if isinstance(value, list | tuple) else (value,)
+
+
+class TrunkOptions(Options):
+    """How a head is trained on one kind of trunk: capsules and the linear control alike."""
+
+    epochs: PositiveInt | None = None
+    lr: LearningRate = None
+    batch_size: BatchSize = None
+
+
+def _both_kinds() -> dict[TrunkKind, TrunkOptions]:
+    return {"frozen": TrunkOptions(), "finetuned": TrunkOptions()}
+
+
+class Published(Options):
+    """What others published for a backbone and a pruned level."""
+
+    #: A strategy.json, relative to the recipe.
+    strategy: Path | None = None
+    #: Name of a state dict, in the folder that --checkpoints names.
+    checkpoint: str | None = None
+
+
+class SweepRecipe(Options):
+    """A grid of runs: backbones x pruned FLOPs x kinds of trunk x seeds."""
+
+    name: str = Field(description="Name of the sweep, and of its folder.")
+    backbones: Annotated[tuple[ModelName, ...], BeforeValidator(_lone), Field(min_length=1)]
+    #: Per cent of the FLOPs that are removed.
+    pruned: Annotated[
+        tuple[Annotated[int, Field(ge=0, le=99)], ...], BeforeValidator(_lone), Field(min_length=1)
+    ] = (0, 25, 50, 75)
+    trunks: Annotated[dict[TrunkKind, TrunkOptions], Field(min_length=1)] = Field(
+        default_factory=_both_kinds
+    )
+    seeds: Annotated[tuple[Seed, ...], BeforeValidator(_lone), Field(min_length=1)] = (0,)
+    #: Options of the stages, but for what the grid fills in.
+    train: dict[str, Any] = Field(default_factory=dict)
+    prune: dict[str, Any] = Field(default_factory=dict)
+    attach_caps: dict[str, Any] = Field(default_factory=dict)
+    export: ExportOptions = Field(default_factory=ExportOptions)
+    analyse: AnalyseOptions = Field(default_factory=AnalyseOptions)
+    profile: ProfileOptions = Field(default_factory=ProfileOptions)
+    #: By backbone and per cent pruned.
+    published: dict[ModelName, dict[int, Published]] = Field(default_factory=dict)
+
+    @property
+    def cells(self) -> tuple[GridCell, ...]:
+        """The cells of the grid, seed by seed."""
+        return tuple(
+            GridCell(backbone, pruned, trunk, seed)
+            for seed in self.seeds
+            for backbone in self.backbones
+            for pruned in self.pruned
+            for trunk in self.trunks
+        )
+
+    def cell_recipe(self, cell: GridCell, where: str = "") -> Recipe:
+        """Give the recipe of a cell's run.
+
+        Args:
+            cell: which cell.
+            where: name of the recipe, for messages.
+
+        Raises:
+            RecipeError: if an option of a stage is unknown or wrong.
+        """
+        trunk = self.trunks[cell.trunk].model_dump(exclude_none=True)
+        head = {**trunk, "freeze": cell.trunk == "frozen"}
+        strategy = self.published_for(cell).strategy
+        size: dict[str, Any] = {"flops": 1 - cell.pruned / 100}
+        if strategy is not None and cell.pruned:
+            size = {"strategy": strategy}
+        return parse_options(
+            Recipe,
+            {
+                "name": cell.name,
+                "seed": cell.seed,
+                "train": {**self.train, "model": cell.backbone},
+                "prune": {**self.prune, **size},
+                "attach-caps": {**self.attach_caps, **head},
+                "attach-linear": head,
+                "export": self.export,
+                "profile": None,
+                "analyse": self.analyse,
+            },
+            where,
+        )
+
+    def published_for(self, cell: GridCell) -> Published:
+        """Give what others published for a cell's backbone."""
+        return self.published.get(cell.backbone, {}).get(cell.pruned, Published())
+
+
+@dataclass(frozen=True)
+class GridCell:
+    """One cell of the grid."""
+
+    backbone: str
+    #: Per cent of the FLOPs that are removed.
+    pruned: int
+    trunk: TrunkKind
+    seed: int
+
+    @property
+    def baseline_name(self) -> str:
+        """Name of the run whose baseline the cell shares."""
+        return f"{self.backbone}-s{self.seed}"
+
+    @property
+    def pruned_name(self) -> str:
+        """Name of the run whose pruned backbone the cell shares."""
+        return f"{self.backbone}-{self.pruned}-s{self.seed}"
+
+    @property
+    def name(self) -> str:
+        """Name of the cell's run."""
+        return f"{self.backbone}-{self.pruned}-{self.trunk}-s{self.seed}"
+
+
+def read_sweep_recipe(path: Path) -> SweepRecipe:
+    """Read a sweep's recipe, and check the options of every cell.
+
+    Raises:
+        RecipeError: if the file is missing, is no YAML, or a field of it is unknown or wrong.
+    """
+    content = read_yaml(path)
+    where = f"{path}: "
+    for stage, fields in _OF_THE_GRID.items():
+        options = content.get(stage)
+        given = [field for field in fields if isinstance(options, dict) and field in options]
+        if given:
+            raise RecipeError(
+                f"{where}{stage}.{given[0]} follows from the grid; leave it out, and give "
+                "backbones, pruned and trunks."
+            )
+    recipe = parse_options(SweepRecipe, {"name": path.stem, **content}, where)
+    folder = path.resolve().parent
+    published = {
+        backbone: {
+            pruned: one
+            if one.strategy is None
+            else one.model_copy(update={"strategy": (folder / one.strategy).resolve()})
+            for pruned, one in levels.items()
+        }
+        for backbone, levels in recipe.published.items()
+    }
+    recipe = recipe.model_copy(update={"published": published})
+    for cell in recipe.cells:
+        recipe.cell_recipe(cell, where)
+    return recipe
+
+
+class Sweep:
+    """The folder of a sweep. Make one with `open_sweep` or `read_sweep`."""
+
+    def __init__(self, directory: Path, recipe: SweepRecipe, failed: Mapping[str, str]) -> None:
+        """Use `open_sweep` or `read_sweep`."""
+        self.directory = directory
+        self.recipe = recipe
+        #: Why a run of the sweep is not finished, by its name, where it failed.
+        self.failed = dict(failed)
+
+    @property
+    def name(self) -> str:
+        """Name of the sweep."""
+        return self.directory.name
+
+    @property
+    def cells(self) -> tuple[GridCell, ...]:
+        """The cells of the grid."""
+        return self.recipe.cells
+
+    @property
+    def profile_path(self) -> Path:
+        """Where the latencies of the cells lie, once they are measured."""
+        return self.directory / _PROFILE
+
+    @property
+    def runs(self) -> dict[str, Run]:
+        """The runs that are there, by name, as they are now."""
+        return {run.name: run for run in list_runs(self.directory)}
+
+    @property
+    def done(self) -> dict[str, bool]:
+        """Whether each cell is finished, by name."""
+        runs = self.runs
+        return {
+            cell.name: cell.name in runs and set(CELL_STAGES) <= set(runs[cell.name].stages)
+            for cell in self.cells
+        }
+
+    def write(self) -> None:
+        """Note the recipe, and what failed."""
+        content = {
+            "format": 1,
+            "recipe": self.recipe.model_dump(mode="json", by_alias=True),
+            "failed": self.failed,
+        }
+        self.directory.mkdir(parents=True, exist_ok=True)
+        write_text(self.directory / _SWEEP_FILE, json.dumps(content, indent=1) + "\n")
+
+
+def is_sweep(directory: Path) -> bool:
+    """Tell whether a folder holds a sweep."""
+    return (directory / _SWEEP_FILE).is_file()
+
+
+def list_sweeps(root: Path) -> list[Sweep]:
+    """Read every sweep below a folder, by name."""
+    if not root.is_dir():
+        return []
+    return [read_sweep(root, path.name) for path in sorted(root.iterdir()) if is_sweep(path)]
+
+
+def read_sweep(runs_dir: Path, name: str) -> Sweep:
+    """Read a sweep.
+
+    Raises:
+        SweepError: if there is none of this name, or it is damaged.
+    """
+    directory = runs_dir / name
+    if not is_sweep(directory):
+        raise SweepError(
+            f"There is no sweep '{name}' in {runs_dir}; start one with 'capsprune sweep RECIPE'."
+        )
+    try:
+        content = json.loads((directory / _SWEEP_FILE).read_text())
+        recipe = SweepRecipe.model_validate(content["recipe"])
+        return Sweep(directory, recipe, content["failed"])
+    except (ValidationError, ValueError, KeyError, TypeError) as error:
+        raise SweepError(
+            f"{directory / _SWEEP_FILE} is damaged; remove it, and give the sweep's recipe again: "
+            "its finished runs are kept."
+        ) from error
+
+
+def open_sweep(runs_dir: Path, recipe: SweepRecipe) -> Sweep:
+    """Make the sweep of a recipe, or go on with it.
+
+    Raises:
+        SweepError: if the sweep was begun with other options; its grid may have grown.
+    """
+    directory = runs_dir / recipe.name
+    if not is_sweep(directory):
+        return Sweep(directory, recipe, {})
+    before = read_sweep(runs_dir, recipe.name)
+    asked = recipe.model_dump(mode="json", by_alias=True)
+    had = before.recipe.model_dump(mode="json", by_alias=True)
+    changed = [key for key in asked if key not in _MAY_GROW and asked[key] != had[key]]
+    changed += [
+        f"trunks.{kind}"
+        for kind, options in asked["trunks"].items()
+        if kind in had["trunks"] and options != had["trunks"][kind]
+    ]
+    if changed:
+        raise SweepError(
+            f"Sweep '{recipe.name}' was begun with other options ({', '.join(changed)}); give the "
+            "recipe another name, or remove that sweep."
+        )
+    return Sweep(directory, recipe, before.failed)
