@@ -1,7 +1,7 @@
 """Charts of the report page: plain data in Plotly's terms, with colours by name.
 
-A colour is the name of a custom property of the page's style sheet, such as "--series-1". The page's
-script puts in what it stands for, light or dark, when it draws.
+A colour is the name of a custom property of the page's style sheet, such as "--series-1". The
+page's script puts in what it stands for, light or dark, when it draws.
 """
 
 from __future__ import annotations
@@ -11,9 +11,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-FROZEN, FINETUNED = "--series-1", "--series-2"
+from capsprune.report.results import Row
+
+#: The paper has finetuned in blue and frozen in red.
+FINETUNED, FROZEN = "--series-1", "--series-2"
 SERIES = ("--series-1", "--series-2", "--series-3", "--series-4", "--series-5")
-FAINT = "--faint"
+#: Sweeps prune to these; a level that is none of them takes the next colour that is free.
+_LEVELS = (0, 25, 50, 75)
+_LEVEL_SYMBOLS = ("circle", "diamond", "square", "triangle-up", "cross")
 
 #: Plotly's dashes, and what they are in SVG.
 DASHES = {"solid": "", "dash": "6 3", "dot": "2 3"}
@@ -24,7 +29,7 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class Key:
-    """An entry of a figure's legend: shows and hides the traces whose `legendgroup` is its label."""
+    """An entry of a legend: shows and hides the traces whose `legendgroup` is its label."""
 
     label: str
     color: str
@@ -111,7 +116,10 @@ def line(
         trace["line"] = {"color": key.color, "dash": key.dash, "width": width}
     if key.symbol is not None:
         size = sizes if isinstance(sizes, int | float) else list(sizes)
-        outline = {"color": key.color if "open" in key.symbol else "--surface", "width": 1.5}
+        outline = {
+            "color": key.color if "open" in key.symbol else "--surface",
+            "width": 1.5 if "open" in key.symbol else 0.75,
+        }
         trace["marker"] = {"color": key.color, "symbol": key.symbol, "size": size, "line": outline}
     if deviations is not None and any(deviations):
         trace["error_y"] = {
@@ -140,3 +148,35 @@ def grouped(items: Iterable[Item], by: Callable[[Item], Any]) -> dict[Any, list[
     for item in items:
         groups.setdefault(by(item), []).append(item)
     return groups
+
+
+def network_key(row: Row) -> Key:
+    """Say how the networks of a backbone, a trunk and a head look."""
+    dash = "dot"
+    if row.backbone.startswith("resnet"):
+        dash = "dash"
+    elif row.backbone == "mobilenet_v1":
+        dash = "solid"
+    frozen = row.trunk == "frozen"
+    symbol = "circle" if frozen else "diamond"
+    label = f"{row.backbone}, {row.trunk}"
+    if row.head == "linear":
+        symbol += "-open"
+        label += ", linear"
+    return Key(label, FROZEN if frozen else FINETUNED, dash, symbol)
+
+
+class Levels:
+    """Colours and markers by how much was pruned, the same in every figure."""
+
+    def __init__(self, pruned: Iterable[int]) -> None:
+        """Take all levels that there are."""
+        self._order = [*_LEVELS, *sorted(set(pruned) - set(_LEVELS))]
+
+    def key(self, pruned: int, linear: bool = False) -> Key:
+        """Give the legend's entry of a level, of its capsules or of its linear control."""
+        place = self._order.index(pruned) % len(SERIES)
+        symbol = _LEVEL_SYMBOLS[place]
+        if linear:
+            return Key(f"{pruned} % pruned, linear", SERIES[place], "dot", f"{symbol}-open")
+        return Key(f"{pruned} % pruned", SERIES[place], "solid", symbol)

@@ -14,7 +14,7 @@ from plotly.offline import get_plotlyjs
 
 from capsprune.files import write_text
 from capsprune.report.charts import DASHES, Figure, Key, Panel
-from capsprune.report.claims import Claim
+from capsprune.report.claims import RULE, Claim, claims
 from capsprune.report.columns import Column, table_columns
 from capsprune.report.page_figures import make_figures
 from capsprune.report.results import Results, Row
@@ -23,26 +23,26 @@ from capsprune.report.results import Results, Row
 _SIGNS = {"holds": "✓", "does not hold": "✗", "undecided": "≈", "cannot be told": "?"}
 
 
-def write_page(results: Results, path: Path, claims: Sequence[Claim] = ()) -> None:
+def write_page(results: Results, path: Path) -> None:
     """Write a report as one HTML file; it loads nothing, so it works offline.
 
     Args:
         results: what there is to report.
         path: of the file, replaced if it is there.
-        claims: the paper's, with the verdicts on them.
 
     Raises:
         OSError: if it cannot be written.
     """
     figures = make_figures(results)
+    judged = claims(results)
     page = Template(_asset("page.html")).substitute(
         title=escape(results.title),
         summary=escape(_summary(results)),
         style=_asset("page.css"),
-        contents=_contents(results, claims, figures),
+        contents=_contents(results, judged, figures),
         sections="\n".join(
             [
-                _claims(claims),
+                _claims(judged),
                 _table(
                     "networks",
                     "Networks with capsules",
@@ -82,6 +82,11 @@ def _script_safe(text: str) -> str:
     return text.replace("<", "\\u003c")
 
 
+def _prose(text: str) -> str:
+    """Escape a text, and keep its percentages on one line."""
+    return escape(text).replace(" %", "\N{NO-BREAK SPACE}%")
+
+
 def _summary(results: Results) -> str:
     cells = [cell for row in results.rows for cell in row.cells]
     if not cells:
@@ -108,13 +113,13 @@ def _list(thing: str, names: Iterable[str]) -> str:
     return " and ".join(distinct) if len(distinct) < 3 else ", ".join(distinct)
 
 
-def _contents(results: Results, claims: Sequence[Claim], figures: Sequence[Figure]) -> str:
+def _contents(results: Results, judged: Sequence[Claim], figures: Sequence[Figure]) -> str:
     heads = {row.head for row in results.rows}
     links = [
-        *([("claims", "Claims")] if claims else []),
+        *([("claims", "Claims")] if judged else []),
         *([("networks", "Networks")] if "capsules" in heads else []),
         *([("controls", "Controls")] if "linear" in heads else []),
-        *((figure.name, figure.title) for figure in figures),
+        *((figure.name, figure.name.capitalize()) for figure in figures),
         *([("notes", "Notes")] if results.notes else []),
         *([("missing", "Missing")] if results.missing else []),
     ]
@@ -128,18 +133,20 @@ def _section(name: str, title: str, body: str) -> str:
     )
 
 
-def _claims(claims: Sequence[Claim]) -> str:
-    if not claims:
+def _claims(judged: Sequence[Claim]) -> str:
+    if not judged:
         return ""
     items = "\n".join(
         f'<li><span class="verdict" data-verdict="{escape(claim.verdict)}">'
         f'<span aria-hidden="true">{_SIGNS[claim.verdict]}</span> {escape(claim.verdict)}</span>'
-        f"<div><strong>{escape(claim.statement)}</strong>"
-        f"<p>{escape(claim.evidence)}</p></div></li>"
-        for claim in claims
+        f"<div><strong>{_prose(claim.statement)}</strong>"
+        f"<p>{_prose(claim.evidence)}</p></div></li>"
+        for claim in judged
     )
     return _section(
-        "claims", "What the paper says, and what was found", f'<ul class="claims">{items}</ul>'
+        "claims",
+        "What the paper says, and what was found",
+        f'<p class="about">{_prose(RULE)}</p><ul class="claims">{items}</ul>',
     )
 
 
@@ -150,8 +157,8 @@ def _table(name: str, title: str, caption: str, rows: Sequence[Row]) -> str:
     if not rows:
         return ""
     data = {row.data for row in rows}
-    # The first column says which backbone it is, and the table which head.
-    left_out = {"backbone", "head"} | ({"data"} if len(data) == 1 else set())
+    # The first column says which backbone and trunk it is, and the table which head.
+    left_out = {"backbone", "trunk", "head"} | ({"data"} if len(data) == 1 else set())
     columns = [column for column in table_columns(rows) if column.key not in left_out]
     if len(data) == 1:
         caption = f"Data set: {data.pop()}. {caption}"
@@ -165,8 +172,9 @@ def _table(name: str, title: str, caption: str, rows: Sequence[Row]) -> str:
     return _section(
         name,
         title,
+        f'<p class="about" id="{name}-about">{_prose(caption)}</p>\n'
         f'<div class="scroll" role="region" aria-labelledby="{name}-title" tabindex="0">\n'
-        f'<table class="sortable">\n<caption>{escape(caption)}</caption>\n'
+        f'<table class="sortable" aria-labelledby="{name}-title" aria-describedby="{name}-about">\n'
         f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>\n</div>",
     )
 
@@ -214,7 +222,7 @@ def _figure(figure: Figure) -> str:
     if len(figure.groups) > 1:
         options = "".join(f"<option>{escape(group)}</option>" for group in figure.groups)
         choice = f'<label class="choice">{escape(figure.choice)} <select>{options}</select></label>'
-    groups = []
+    groups: list[str] = []
     number = 0
     for group, panels in figure.groups.items():
         divisions = []
@@ -238,7 +246,7 @@ def _figure(figure: Figure) -> str:
         figure.name,
         figure.title,
         f'<figure data-figure="{figure.name}">{choice}{"".join(groups)}{legend}'
-        f"<figcaption>{escape(figure.caption)}</figcaption></figure>",
+        f"<figcaption>{_prose(figure.caption)}</figcaption></figure>",
     )
 
 
@@ -257,9 +265,8 @@ def _key(key: Key) -> str:
     if key.dash is not None:
         drawn += f'<path class="line" d="M1 7h26" stroke-dasharray="{DASHES[key.dash]}"/>'
     if key.symbol is not None:
-        shape, _, is_open = key.symbol.partition("-open")
         kind = "open" if key.symbol.endswith("-open") else "full"
-        drawn += f'<g class="{kind}">{_MARKERS[shape]}</g>'
+        drawn += f'<g class="{kind}">{_MARKERS[key.symbol.removesuffix("-open")]}</g>'
     return (
         f'<button type="button" aria-pressed="true" data-key="{escape(key.label)}">'
         f'<svg width="28" height="14" aria-hidden="true" style="color: var({key.color})">{drawn}'
@@ -273,7 +280,7 @@ def _key(key: Key) -> str:
 def _notes(results: Results) -> str:
     if not results.notes:
         return ""
-    items = "".join(f"<li>{escape(note)}</li>" for note in results.notes)
+    items = "".join(f"<li>{_prose(note)}</li>" for note in results.notes)
     return _section("notes", "How it was measured", f"<ul>{items}</ul>")
 
 
@@ -281,7 +288,7 @@ def _missing(results: Results) -> str:
     if not results.missing:
         return ""
     items = "".join(
-        f"<div><dt>{escape(run)}</dt><dd>{escape(reason)}</dd></div>"
+        f"<div><dt>{escape(run)}</dt><dd>{_prose(reason)}</dd></div>"
         for run, reason in results.missing.items()
     )
     return _section("missing", "What is missing", f'<dl class="missing">{items}</dl>')

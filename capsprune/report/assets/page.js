@@ -69,6 +69,7 @@ const theme = (() => {
     fixedrange: true, // a finger on the chart scrolls the page
     gridcolor: color("--grid"),
     linecolor: color("--rule"),
+    tickangle: 0,
     zerolinecolor: color("--rule"),
     ...own,
     title: { standoff: 8, ...own.title, font: { size: 12, color: color("--quiet") } },
