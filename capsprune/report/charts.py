@@ -116,11 +116,12 @@ def line(
         trace["line"] = {"color": key.color, "dash": key.dash, "width": width}
     if key.symbol is not None:
         size = sizes if isinstance(sizes, int | float) else list(sizes)
-        outline = {
-            "color": key.color if "open" in key.symbol else "--surface",
-            "width": 1.5 if "open" in key.symbol else 0.75,
-        }
-        trace["marker"] = {"color": key.color, "symbol": key.symbol, "size": size, "line": outline}
+        trace["marker"] = {"color": key.color, "symbol": key.symbol, "size": size}
+        if key.symbol.endswith("-open"):
+            trace["marker"]["line"] = {"color": key.color, "width": 1.5}
+        elif isinstance(size, list):
+            # Those of several sizes may lie upon each other.
+            trace["marker"]["line"] = {"color": "--surface", "width": 1}
     if deviations is not None and any(deviations):
         trace["error_y"] = {
             "type": "data",

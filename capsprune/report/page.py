@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
 from html import escape
 from importlib import resources
 from pathlib import Path
 from string import Template
+from typing import Any
 
 from plotly.offline import get_plotlyjs
 
 from capsprune.files import write_text
 from capsprune.report.charts import DASHES, Figure, Key, Panel
-from capsprune.report.claims import RULE, Claim, claims
+from capsprune.report.claims import RULE, Claim, Verdict, claims
 from capsprune.report.columns import Column, table_columns
 from capsprune.report.page_figures import make_figures
 from capsprune.report.results import Results, Row
 
 #: What stands before a verdict, so that colour does not tell it alone.
-_SIGNS = {"holds": "✓", "does not hold": "✗", "undecided": "≈", "cannot be told": "?"}
+_SIGNS: dict[Verdict, str] = {
+    "holds": "✓",
+    "does not hold": "✗",
+    "undecided": "≈",
+    "cannot be told": "?",
+}
 
 
 def write_page(results: Results, path: Path) -> None:
@@ -62,7 +68,7 @@ def write_page(results: Results, path: Path) -> None:
         ),
         panels=_script_safe(
             json.dumps(
-                {figure.name: [asdict(p) for p in _panels(figure)] for figure in figures},
+                {figure.name: [_drawn(p) for p in _panels(figure)] for figure in figures},
                 # NaN is no JSON.
                 allow_nan=False,
             )
@@ -139,14 +145,17 @@ def _claims(judged: Sequence[Claim]) -> str:
     items = "\n".join(
         f'<li><span class="verdict" data-verdict="{escape(claim.verdict)}">'
         f'<span aria-hidden="true">{_SIGNS[claim.verdict]}</span> {escape(claim.verdict)}</span>'
-        f"<div><strong>{_prose(claim.statement)}</strong>"
-        f"<p>{_prose(claim.evidence)}</p></div></li>"
+        f"<details><summary>{_prose(claim.statement)}</summary>"
+        f"<p>{_prose(claim.evidence)}</p></details></li>"
         for claim in judged
     )
+    tally = Counter(claim.verdict for claim in judged)
+    counts = ", ".join(f"{tally[verdict]} {verdict}" for verdict in _SIGNS if tally[verdict])
     return _section(
         "claims",
         "What the paper says, and what was found",
-        f'<p class="about">{_prose(RULE)}</p><ul class="claims">{items}</ul>',
+        f'<p class="about">Of {len(judged)}: {counts}. {_prose(RULE)}</p>\n'
+        f'<ul class="claims">\n{items}\n</ul>',
     )
 
 
@@ -215,6 +224,11 @@ def _cell(column: Column, row: Row, rows: Sequence[Row]) -> str:
 
 def _panels(figure: Figure) -> list[Panel]:
     return [panel for panels in figure.groups.values() for panel in panels]
+
+
+def _drawn(panel: Panel) -> dict[str, Any]:
+    """Give what the page's script draws of a panel."""
+    return {"traces": panel.traces, "layout": panel.layout}
 
 
 def _figure(figure: Figure) -> str:

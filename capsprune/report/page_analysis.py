@@ -120,15 +120,16 @@ def _robustness_line(
 ) -> Trace | None:
     """Make the line of one head under one distortion, None if it was not measured."""
     accuracies: dict[float, list[float]] = {}
-    for point in _points(one):
-        if point["distortion"] in (distortion, "none") and point.get(head) is not None:
+    measured = [point for point in _points(one) if point.get(head) is not None]
+    if not any(point["distortion"] == distortion for point in measured):
+        return None
+    for point in measured:
+        if point["distortion"] in (distortion, "none"):
             amount = point["amount"]
             if point["distortion"] == "none":
                 amount = _UNDISTORTED.get(distortion, 0.0)
             accuracies.setdefault(amount, []).append(point[head])
     amounts = sorted(accuracies)
-    if not amounts:
-        return None
     percents = [100 * (_mean(accuracies[amount]) or 0) for amount in amounts]
     tooltips = [
         tooltip(

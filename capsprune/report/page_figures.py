@@ -69,6 +69,8 @@ def _accuracy(results: Results) -> Figure | None:
     panels = []
     for data, of_data in grouped(rows, lambda row: row.data).items():
         traces = []
+        # The controls first, so that what the figure is about lies above them.
+        of_data.sort(key=lambda row: row.head, reverse=True)
         for series in grouped(of_data, lambda row: (row.head, row.backbone, row.trunk)).values():
             points = sorted(series, key=lambda row: row.pruned)
             key = network_key(points[0])
@@ -99,7 +101,7 @@ def _accuracy(results: Results) -> Figure | None:
         "left. Error bars are standard deviations over seeds; hollow points are linear heads on "
         "the same pruned backbones.",
         {"": panels},
-        list(keys.values()),
+        sorted(keys.values(), key=lambda key: key.label.endswith("linear")),
         panel_width=30,
     )
 

@@ -33,9 +33,13 @@ const theme = (() => {
   });
   system.addEventListener("change", changed);
 
-  // Paper is white.
+  // Paper is white, and nothing can be unfolded on it.
   let onScreen;
-  addEventListener("beforeprint", () => { onScreen = root.dataset.theme; set("light"); });
+  addEventListener("beforeprint", () => {
+    onScreen = root.dataset.theme;
+    set("light");
+    document.querySelectorAll("details").forEach((details) => { details.open = true; });
+  });
   addEventListener("afterprint", () => set(onScreen));
 
   return { onChange: (listener) => listeners.push(listener) };
