@@ -120,7 +120,8 @@ def line(
         if key.symbol.endswith("-open"):
             trace["marker"]["line"] = {"color": key.color, "width": 1.5}
         elif isinstance(size, list):
-            # Those of several sizes may lie upon each other.
+            # Those of several sizes may lie upon each other; Plotly would let them shine through.
+            trace["marker"]["opacity"] = 1
             trace["marker"]["line"] = {"color": "--surface", "width": 1}
     if deviations is not None and any(deviations):
         trace["error_y"] = {

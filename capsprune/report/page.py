@@ -150,12 +150,12 @@ def _claims(judged: Sequence[Claim]) -> str:
         for claim in judged
     )
     tally = Counter(claim.verdict for claim in judged)
-    counts = ", ".join(f"{tally[verdict]} {verdict}" for verdict in _SIGNS if tally[verdict])
+    counts = ", ".join(f"{verdict} {tally[verdict]}" for verdict in _SIGNS if tally[verdict])
     return _section(
         "claims",
         "What the paper says, and what was found",
-        f'<p class="about">Of {len(judged)}: {counts}. {_prose(RULE)}</p>\n'
-        f'<ul class="claims">\n{items}\n</ul>',
+        f'<p class="about">Of {len(judged)} claims: {counts}. Unfold one for its figures.</p>\n'
+        f'<ul class="claims">\n{items}\n</ul>\n<p class="about">{_prose(RULE)}</p>',
     )
 
 

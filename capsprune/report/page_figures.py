@@ -121,7 +121,9 @@ def _size(pruned: int) -> float:
 
 def _network_tooltip(row: Row) -> str:
     lines = [_figure(column, row) for column in _IN_TOOLTIP]
-    return tooltip(f"{row.backbone}, {row.pruned} % pruned, {row.trunk}, {row.head}", *lines)
+    # In two lines, for a phone.
+    title = f"{row.backbone}, {row.pruned} % pruned"
+    return tooltip(title, f"{row.trunk}, {row.head}", *lines)
 
 
 def _figure(column: Column, row: Row) -> str | None:
@@ -144,7 +146,7 @@ def _searches(results: Results) -> Figure | None:
         if not traces:
             continue
         layout = {
-            "xaxis": axis("FLOPs left (%)", nticks=5),
+            "xaxis": axis("FLOPs left (%)", nticks=4),
             "yaxis": axis("", ticksuffix=" %"),
         }
         panel = Panel(f"{backbone}, {pruned} % pruned", "score of a candidate", traces, layout)
@@ -381,7 +383,7 @@ def _latency_panel(title: str, rows: Sequence[Latency]) -> Panel:
     layout = {
         "barmode": "stack",
         "bargap": 0.35,
-        "xaxis": axis("ms", rangemode="tozero", nticks=5),
+        "xaxis": axis("ms", rangemode="tozero", nticks=4),
         "yaxis": axis(
             "",
             tickmode="array",

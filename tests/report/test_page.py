@@ -134,7 +134,7 @@ def test_figure_3_looks_as_in_the_paper(page):
     assert len(resnet["error_y"]["array"]) == 4
     assert traces["resnet50, frozen, linear"]["marker"]["symbol"].endswith("-open")
     tooltip = resnet["hovertext"][2]
-    assert tooltip.startswith("<b>resnet50, 50 % pruned, finetuned, capsules</b><br>Accuracy: ")
+    assert tooltip.startswith("<b>resnet50, 50 % pruned</b><br>finetuned, capsules<br>Accuracy: ")
     assert "<br>Total training FLOPs: 6.1" in tooltip
 
 

@@ -79,15 +79,16 @@ const theme = (() => {
     title: { standoff: 8, ...own.title, font: { size: 12, color: color("--quiet") } },
   });
 
+  const family = getComputedStyle(root).fontFamily;
   const layout = (own) => ({
     autosize: true,
     dragmode: false,
-    font: { family: getComputedStyle(root).fontFamily, size: 12, color: color("--ink") },
+    font: { family, size: 12, color: color("--ink") },
     hoverlabel: {
       align: "left",
       bgcolor: color("--surface"),
       bordercolor: color("--faint"),
-      font: { size: 13, color: color("--ink") },
+      font: { family, size: 13, color: color("--ink") },
     },
     hovermode: "closest",
     margin: { l: 44, r: 12, t: 12, b: 40 },
