@@ -1,4 +1,4 @@
-"""Writes a report: Markdown, CSV and figures."""
+"""Writes a report: Markdown, one HTML page, CSV and figures."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from capsprune.files import write_text
 from capsprune.report.claims import Claim, claims
 from capsprune.report.figures import draw_figures
 from capsprune.report.markdown import markdown, results_csv
+from capsprune.report.page import write_page
 from capsprune.report.results import Results
 
 MARKDOWN = "report.md"
+PAGE = "report.html"
 CSV = "results.csv"
 FIGURES = "figures"
 
@@ -41,5 +43,6 @@ def write_report(
     figures = draw_figures(results, directory / FIGURES)
     write_text(directory / MARKDOWN, markdown(results, judged, figures, directory))
     write_text(directory / CSV, results_csv(results))
+    write_page(results, directory / PAGE)
     drawn = [path for figure in figures for path in (figure.png, figure.svg)]
-    return [directory / MARKDOWN, directory / CSV, *drawn]
+    return [directory / MARKDOWN, directory / PAGE, directory / CSV, *drawn]

@@ -124,6 +124,7 @@ def test_the_command_writes_into_the_run_and_tells_all_as_json(tmp_path):
     make_run(tmp_path, "default", cell())
     told = report_json("--runs-dir", tmp_path)
     assert (tmp_path / "default" / "report.md").is_file()
+    assert "<html" in (tmp_path / "default" / "report.html").read_text()
     assert str(tmp_path / "default" / "results.csv") in told["files"]
     capsules = told["rows"][0]
     assert capsules["figures"]["accuracy"] == {"mean": 0.81, "deviation": None, "count": 1}
