@@ -442,6 +442,55 @@ def sweep_command(
         raise SweepError(f"{first} failed{and_others}: {reason}")
 
 
+@app.command("report")
+def report_command(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[NAME]...", help="Runs and sweeps. [default: default]"),
+    ] = None,
+    runs_dir: RunsDir = Path("runs"),
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Folder for the report. [default: that of the run or sweep]"),
+    ] = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Report what runs and sweeps gave: Table 1 and Figure 3 of the paper, and more.
+
+    It says too which of the paper's claims hold on these results.
+    """
+    from capsprune.report.sources import find_sources, report_directory
+
+    sources = find_sources(runs_dir, names or ["default"])
+    directory = report_directory(sources, output)
+    from capsprune.report.claims import claims
+    from capsprune.report.collect import collect
+    from capsprune.report.markdown import plain_rows, plain_tables
+    from capsprune.report.write import write_report
+
+    results = collect(sources)
+    judged = claims(results)
+    files = [str(path) for path in write_report(results, directory, judged)]
+    if json:
+        _print_json(
+            {
+                "report": results.title,
+                "path": str(directory),
+                "files": files,
+                "rows": plain_rows(results),
+                "claims": [claim.to_dict() for claim in judged],
+                "missing": dict(results.missing),
+                "notes": list(results.notes),
+            }
+        )
+    else:
+        from capsprune.report.tables import print_report
+
+        shown = [(claim.statement, claim.verdict, claim.evidence) for claim in judged]
+        print_report(plain_tables(results), shown, results.missing, files)
+
+
 @app.command("runs")
 def runs_command(
     runs_dir: RunsDir = Path("runs"), json: Json = False, debug: Debug = False

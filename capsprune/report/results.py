@@ -26,15 +26,18 @@ class Cell:
     trunk: Trunk
     head: Head
     seed: int
-    #: `accuracy`, `training_flops`, `forward_macs`, `parameters`, `file_bytes`, `epoch_seconds`,
-    #: `peak_memory_mb`, `energy_joules`, `bottleneck_channels`, `primary_capsules`, and what the
-    #: analysis found: `bottleneck_entropy` and the like.
+    #: `accuracy`, `images` (of the test), `training_flops`, `forward_macs`, `trunk_macs`,
+    #: `parameters`, `file_bytes`, `epoch_seconds`, `peak_memory_mb`, `energy_joules`,
+    #: `bottleneck_channels`, `primary_capsules`, `latency_ms_batch_1` and `_32` where its network
+    #: was profiled, and what the analysis found: `bottleneck_entropy` and the like.
     values: Mapping[str, float]
     #: What measured memory and energy: "resident set", "NVML", "RAPL", or None.
     memory_meter: str | None
     energy_meter: str | None
     #: Epochs of its training: the rows of its checkpoint's metrics.jsonl.
     epochs: Sequence[Mapping[str, float]] = ()
+    #: Name of the sweep that the run belongs to; empty for a run of its own.
+    source: str = ""
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,18 @@ class Spread:
     #: Sample standard deviation; None with one seed.
     deviation: float | None
     count: int
+
+    @classmethod
+    def of(cls, numbers: Sequence[float]) -> Spread | None:
+        """Give the spread of a figure's values, or None if there are none."""
+        if not numbers:
+            return None
+        mean = sum(numbers) / len(numbers)
+        deviation = None
+        if len(numbers) > 1:
+            squares = sum((number - mean) ** 2 for number in numbers)
+            deviation = (squares / (len(numbers) - 1)) ** 0.5
+        return cls(mean, deviation, len(numbers))
 
 
 @dataclass(frozen=True)
@@ -57,18 +72,31 @@ class Row:
     trunk: Trunk
     head: Head
     cells: Sequence[Cell]
+    #: Which sweep, or run, where a report has several of the same configuration: what was trained
+    #: differently is not averaged.
+    source: str = ""
 
     def spread(self, value: str) -> Spread | None:
         """Give a figure over the seeds that have it, or None if none has."""
-        numbers = [cell.values[value] for cell in self.cells if value in cell.values]
-        if not numbers:
-            return None
-        mean = sum(numbers) / len(numbers)
-        deviation = None
-        if len(numbers) > 1:
-            squares = sum((number - mean) ** 2 for number in numbers)
-            deviation = (squares / (len(numbers) - 1)) ** 0.5
-        return Spread(mean, deviation, len(numbers))
+        return Spread.of([cell.values[value] for cell in self.cells if value in cell.values])
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A backbone with its own linear classifier: a run's `baseline` or `pruned` stage."""
+
+    run: str
+    data: str
+    backbone: str
+    #: As of a cell; 0 for a baseline.
+    pruned: int
+    stage: Literal["baseline", "pruned"]
+    seed: int
+    #: `accuracy`, `accuracy_before_finetuning`, `flops_ratio`, `forward_macs`, `parameters` and the
+    #: like, as of a cell.
+    values: Mapping[str, float]
+    #: Epochs of its training.
+    epochs: Sequence[Mapping[str, float]] = ()
 
 
 @dataclass(frozen=True)
@@ -102,6 +130,12 @@ class Latency:
     p75_ms: float
     #: Part of the time spent in the routing, 0 to 1; None where it cannot be told.
     routing_share: float | None
+    #: Whose class count and image size it has.
+    data: str = ""
+    #: "native", "portable", or None for a network without routing.
+    routing_kernel: str | None = None
+    #: The sweep or run that was profiled.
+    source: str = ""
 
 
 @dataclass(frozen=True)
@@ -110,11 +144,23 @@ class Results:
 
     title: str
     rows: Sequence[Row]
+    #: What the heads were put on.
+    backbones: Sequence[Backbone] = ()
     searches: Sequence[Search] = ()
     latencies: Sequence[Latency] = ()
     #: The `analysis` stage's summaries by run.
     analyses: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    #: Cells of a sweep that are not done, with the reason of those that failed.
+    #: Cells of a sweep, or stages of a run, that are not done, with the reason where it is known.
     missing: Mapping[str, str] = field(default_factory=dict)
     #: What a reader must know of how it was measured, one sentence each.
     notes: Sequence[str] = ()
+
+    def where(self, row: Row) -> str:
+        """Say what a row is about: its backbone and data set, and its source if they have several.
+
+        Rows of which this is the same may be compared.
+        """
+        of_both = [one for one in self.rows if (one.data, one.backbone) == (row.data, row.backbone)]
+        several = len({one.source for one in of_both}) > 1
+        source = f" ({row.source})" if several and row.source else ""
+        return f"{row.backbone} on {row.data}{source}"

@@ -342,6 +342,39 @@ def print_sweep(
     print(f"Its runs lie in {where}; 'capsprune report {name}' shows them.")
 
 
+def print_report(
+    tables: Iterable[tuple[str, Sequence[str], Sequence[Sequence[str]], int]],
+    claims: Iterable[tuple[str, str, str]],
+    missing: Mapping[str, str],
+    files: Iterable[str],
+) -> None:
+    """Print a report: its tables, what it says of the paper's claims, and where the files lie.
+
+    Args:
+        tables: title, headings and lines of each, and how many of its columns are words.
+        claims: statement, verdict and evidence of each.
+        missing: what is not done.
+        files: that were written.
+    """
+    for title, headings, lines, words in tables:
+        table = _table(title)
+        for place, heading in enumerate(headings):
+            table.add_column(heading, justify="left" if place < words else "right")
+        for line in lines:
+            table.add_row(*line)
+        _print(table)
+    table = _table("What holds, and what does not")
+    for heading in ("verdict", "claim", "evidence"):
+        table.add_column(heading)
+    for statement, verdict, evidence in claims:
+        table.add_row(verdict, statement, evidence)
+    if table.rows:
+        _print(table)
+    if missing:
+        _print_pairs("What is missing", list(missing.items()))
+    _print_pairs("Files", [(file,) for file in files])
+
+
 def print_findings(findings: Sequence[tuple[str, str, str]]) -> None:
     """Print what `doctor` found: a name, what there is, and how to get what is missing."""
     table = _table("capsprune doctor")
@@ -375,9 +408,10 @@ def _table(title: str) -> Table:
     return Table(title=title, title_justify="left", title_style="bold", header_style="bold")
 
 
-def _print_pairs(title: str, rows: Sequence[tuple[str, str]]) -> None:
+def _print_pairs(title: str, rows: Sequence[tuple[str, ...]]) -> None:
     table = Table(title=title, title_justify="left", title_style="bold", show_header=False)
-    table.add_column()
+    for _ in rows[0][:-1]:
+        table.add_column()
     table.add_column(overflow="fold")
     for row in rows:
         table.add_row(*row)

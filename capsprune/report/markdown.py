@@ -1,0 +1,187 @@
+"""The report as Markdown, and its rows as CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from capsprune.report.claims import RULE, Claim
+from capsprune.report.columns import IDENTITY, NOT_AVAILABLE, Column, table_columns, written
+from capsprune.report.results import Backbone, Cell, Results, Row, Spread
+
+if TYPE_CHECKING:
+    from capsprune.report.figures import Drawn
+
+#: What a line of the CSV begins with, before a cell's `values` by name.
+_CELL = ("source", "run", "data", "backbone", "pruned", "trunk", "head", "seed")
+_METERS = ("memory_meter", "energy_meter")
+
+
+def markdown(
+    results: Results, claims: Sequence[Claim], figures: Sequence[Drawn], directory: Path
+) -> str:
+    """Write the report.
+
+    Args:
+        results: what to report.
+        claims: what they say of the paper's claims.
+        figures: that were drawn.
+        directory: where the report will lie; the figures are linked from there.
+    """
+    parts = [f"# {results.title}"]
+    for title, rows in tables(results):
+        parts += [f"## {title}", _table(rows)]
+    if results.backbones:
+        parts += ["## Backbones with their own linear classifier", _backbones(results.backbones)]
+    if claims:
+        parts += ["## What holds, and what does not", RULE, _claims(claims)]
+    for figure in figures:
+        link = figure.png.relative_to(directory).as_posix()
+        parts += [f"## {figure.title}", f"![{figure.title}]({link})", figure.caption]
+    if results.missing:
+        parts += ["## What is missing", _list(f"{k}: {v}" for k, v in results.missing.items())]
+    if results.notes:
+        parts += ["## How it was measured", _list(results.notes)]
+    return "\n\n".join(parts) + "\n"
+
+
+def tables(results: Results) -> list[tuple[str, list[Row]]]:
+    """Give the report's tables: those of capsule networks, and those of their linear controls.
+
+    Returns:
+        Their titles and rows; none that is empty.
+    """
+    capsules = [row for row in results.rows if row.head == "capsules"]
+    controls = [row for row in results.rows if row.head == "linear"]
+    both = [
+        ("Capsule networks, as in Table 1 of the paper", capsules),
+        ("Linear controls: the same trunks without capsules", controls),
+    ]
+    return [(title, rows) for title, rows in both if rows]
+
+
+def results_csv(results: Results) -> str:
+    """Write one line a cell: what it is, and all its figures in the units of the library.
+
+    A figure that was not measured is empty.
+    """
+    cells = [cell for row in results.rows for cell in row.cells]
+    names = sorted({name for cell in cells for name in cell.values})
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*_CELL, *names, *_METERS])
+    for cell in cells:
+        writer.writerow([*_line(cell, names)])
+    return text.getvalue()
+
+
+def plain_rows(results: Results) -> list[dict[str, Any]]:
+    """Give each row's configuration, and its figures over the seeds, as JSON can hold them."""
+    return [
+        {
+            "data": row.data,
+            "backbone": row.backbone,
+            "pruned": row.pruned,
+            "trunk": row.trunk,
+            "head": row.head,
+            "source": row.source,
+            "seeds": [cell.seed for cell in row.cells],
+            "figures": {
+                name: asdict(spread)
+                for name in sorted({name for cell in row.cells for name in cell.values})
+                if (spread := row.spread(name)) is not None
+            },
+        }
+        for row in results.rows
+    ]
+
+
+def plain_tables(results: Results) -> list[tuple[str, list[str], list[list[str]], int]]:
+    """Give the columns of Table 1 as text, for capsule networks and for linear controls.
+
+    Returns:
+        Title, headings and lines of each, and how many of its columns are words.
+    """
+    plain = []
+    for title, rows in tables(results):
+        columns = _without_head(table_columns(rows, further=False))
+        lines = [[column.text(row) for column in columns] for row in rows]
+        words = sum(column in IDENTITY for column in columns)
+        plain.append((title, [column.heading for column in columns], lines, words))
+    return plain
+
+
+def _without_head(columns: Iterable[Column]) -> list[Column]:
+    """Leave out what a table's title says."""
+    return [column for column in columns if column.key != "head"]
+
+
+def _line(cell: Cell, names: Iterable[str]) -> list[object]:
+    values = [cell.values.get(name, "") for name in names]
+    meters = [getattr(cell, name) or "" for name in _METERS]
+    return [*(getattr(cell, name) for name in _CELL), *values, *meters]
+
+
+def _table(rows: Sequence[Row]) -> str:
+    columns = _without_head(table_columns(rows))
+    return _grid(
+        [column.heading for column in columns],
+        [[column.text(row) for column in columns] for row in rows],
+        words=sum(column in IDENTITY for column in columns),
+    )
+
+
+def _backbones(backbones: Sequence[Backbone]) -> str:
+    """The unpruned and pruned backbones, over their seeds."""
+    groups: dict[tuple[str, str, str, int], list[Backbone]] = {}
+    for one in backbones:
+        groups.setdefault((one.data, one.backbone, one.stage, one.pruned), []).append(one)
+    lines = []
+    for (data, name, stage, pruned), of_group in sorted(groups.items()):
+        what = "baseline" if stage == "baseline" else f"{pruned} % pruned"
+        lines.append(
+            [
+                data,
+                name,
+                what,
+                _figure(of_group, "forward_macs", 1e-6),
+                _figure(of_group, "parameters", 1e-6),
+                _figure(of_group, "accuracy_before_finetuning", 100, 2),
+                _figure(of_group, "accuracy", 100, 2),
+            ]
+        )
+    heading = ["Data set", "Backbone", "", "MACs of a forward pass (M)", "Parameters (M)"]
+    heading += ["Accuracy before fine-tuning (%)", "Accuracy (%)"]
+    return _grid(heading, lines, words=3)
+
+
+def _figure(
+    backbones: Iterable[Backbone], value: str, scale: float, digits: int | None = None
+) -> str:
+    found = Spread.of([scale * one.values[value] for one in backbones if value in one.values])
+    return NOT_AVAILABLE if found is None else written(found, digits)
+
+
+def _claims(claims: Sequence[Claim]) -> str:
+    return _grid(
+        ["Claim", "Verdict", "Evidence"],
+        [[claim.statement, f"**{claim.verdict}**", claim.evidence] for claim in claims],
+        words=3,
+    )
+
+
+def _grid(heading: Sequence[str], lines: Iterable[Sequence[str]], words: int) -> str:
+    """Write a table whose first columns are words, and the others figures."""
+    rule = ["---" if place < words else "--:" for place in range(len(heading))]
+    return "\n".join(
+        "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |"
+        for line in (heading, rule, *lines)
+    )
+
+
+def _list(items: Iterable[str]) -> str:
+    return "\n".join(f"- {item}" for item in items)

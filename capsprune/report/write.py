@@ -1,0 +1,48 @@
+"""Writes a report: Markdown, one HTML page, CSV and figures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from capsprune.files import write_text
+from capsprune.report.claims import Claim, claims
+from capsprune.report.figures import draw_figures
+from capsprune.report.markdown import markdown, results_csv
+from capsprune.report.page import write_page
+from capsprune.report.results import Results
+
+MARKDOWN = "report.md"
+PAGE = "report.html"
+CSV = "results.csv"
+FIGURES = "figures"
+
+
+def write_report(
+    results: Results, directory: Path, judged: Sequence[Claim] | None = None
+) -> list[Path]:
+    """Write a report.
+
+    Each file is written beside its final name and renamed, so that a report that is there already
+    is replaced and never lost.
+
+    Args:
+        results: what to report.
+        directory: where; made if it is not there.
+        judged: what `claims` gave, where it was asked before.
+
+    Returns:
+        The files, those to read first.
+
+    Raises:
+        OSError: if one of them cannot be written.
+    """
+    if judged is None:
+        judged = claims(results)
+    directory.mkdir(parents=True, exist_ok=True)
+    figures = draw_figures(results, directory / FIGURES)
+    write_text(directory / MARKDOWN, markdown(results, judged, figures, directory))
+    write_text(directory / CSV, results_csv(results))
+    write_page(results, directory / PAGE)
+    drawn = [path for figure in figures for path in (figure.png, figure.svg)]
+    return [directory / MARKDOWN, directory / PAGE, directory / CSV, *drawn]
