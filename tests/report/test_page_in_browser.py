@@ -206,3 +206,24 @@ def test_nothing_sticks_out_of_a_narrow_screen(narrow, width):
     region.evaluate("element => { element.scrollLeft = 300; }")
     name, box = page.locator("#networks tbody th").first.bounding_box(), region.bounding_box()
     assert abs(name["x"] - box["x"]) < 8
+
+
+def test_paper_is_white_and_has_everything_unfolded(page, tmp_path):
+    page.get_by_role("button", name="Switch to dark colours").click()
+    wait_for_charts(page)
+    # The page cannot be asked while it is being printed, so it is asked to remember.
+    page.evaluate(
+        """() => addEventListener("beforeprint", () => {
+            const root = document.documentElement;
+            const line = document.querySelector("#accuracy .scatterlayer path.js-line");
+            window.printed = [root.dataset.theme, getComputedStyle(line).stroke,
+                document.querySelectorAll("details:not([open])").length];
+        })"""
+    )
+    on_screen = first_line(page)
+    page.pdf(path=tmp_path / "report.pdf")
+    theme, line, folded = page.evaluate("window.printed")
+    assert (theme, folded) == ("light", 0)
+    assert line != on_screen
+    wait_for_charts(page)
+    assert first_line(page) == on_screen

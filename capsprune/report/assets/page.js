@@ -13,15 +13,15 @@ const theme = (() => {
     set(value) { try { localStorage.setItem("capsprune-theme", value); } catch { /* see above */ } },
   };
   const isDark = () => (root.dataset.theme ?? (system.matches ? "dark" : "light")) === "dark";
-  const changed = () => {
+  const changed = (options) => {
     button.textContent = isDark() ? "Light" : "Dark";
     button.setAttribute("aria-label", `Switch to ${isDark() ? "light" : "dark"} colours`);
-    listeners.forEach((listener) => listener());
+    listeners.forEach((listener) => listener(options));
   };
-  const set = (value) => {
+  const set = (value, options) => {
     if (value) root.dataset.theme = value;
     else delete root.dataset.theme;
-    changed();
+    changed(options);
   };
 
   const chosen = stored.get();
@@ -31,13 +31,13 @@ const theme = (() => {
     set(isDark() ? "light" : "dark");
     stored.set(root.dataset.theme);
   });
-  system.addEventListener("change", changed);
+  system.addEventListener("change", () => changed());
 
   // Paper is white, and nothing can be unfolded on it.
   let onScreen;
   addEventListener("beforeprint", () => {
     onScreen = root.dataset.theme;
-    set("light");
+    set("light", { atOnce: true });
     document.querySelectorAll("details").forEach((details) => { details.open = true; });
   });
   addEventListener("afterprint", () => set(onScreen));
@@ -117,11 +117,13 @@ const theme = (() => {
 
   const isShown = (chart) => !chart.closest("[hidden]");
   let latest = 0;
-  const drawAll = async () => {
+  const drawAll = async ({ atOnce = false } = {}) => {
     const mine = ++latest;
     delete root.dataset.charts;
     for (const chart of charts.filter(isShown)) {
-      await draw(chart);
+      const drawn = draw(chart);
+      if (atOnce) continue;
+      await drawn;
       // Give way to the reader between two charts, and to a later call.
       await new Promise((resolve) => setTimeout(resolve));
       if (mine !== latest) return;
