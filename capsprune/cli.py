@@ -487,7 +487,7 @@ def report_command(
     else:
         from capsprune.report.tables import print_report
 
-        shown = [(claim.statement, claim.verdict, claim.evidence) for claim in judged]
+        shown = [(claim.statement, claim.verdict) for claim in judged]
         print_report(plain_tables(results), shown, results.missing, files)
 
 

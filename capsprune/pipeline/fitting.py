@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from capsprune.capsules import CapsuleNetwork, margin_loss
@@ -118,5 +119,6 @@ def _training_summary(history: History, schedule: Schedule) -> dict[str, Any]:
         "kept_epoch": history.kept + 1,
         "batch_size": schedule.batch_size,
         "lr": schedule.lr,
+        "threads": torch.get_num_threads(),
         "epoch_seconds": history.seconds / max(1, len(history.epochs)),
     }

@@ -13,8 +13,8 @@ seeds share: with one seed it is all there is. For other figures that are measur
 the error unknown, and a difference below 5 % of the figure counts as undecided. Sizes are exact:
 with one seed their error is 0, and the same size twice means that the claim does not hold.
 
-A claim holds where all its comparisons do, and does not hold where some do not and none does. It is
-undecided otherwise, so also where its comparisons disagree, and cannot be told where there is
+A claim holds where all its comparisons do, in part where some do, and not at all where some do not
+and none does. It is undecided where all its comparisons are, and cannot be told where there is
 nothing to compare.
 """
 
@@ -29,14 +29,14 @@ from typing import Any, Literal
 
 from capsprune.report.results import Cell, Head, Results, Row, Trunk
 
-Verdict = Literal["holds", "does not hold", "undecided", "cannot be told"]
+Verdict = Literal["holds", "holds in part", "does not hold", "undecided", "cannot be told"]
 
 RULE = (
     "Differences are paired by seed. A verdict needs a difference above its error: the standard "
     "error over the seeds and, for accuracies, at least the binomial one of the test images. With "
     "one seed, a measured figure other than accuracy has to differ by 5 %. A claim holds where "
-    "every comparison is for it, does not hold where some are against it and none is for it, and "
-    "is undecided otherwise."
+    "every comparison is for it, in part where some are, and does not hold where some are against "
+    "it and none is for it."
 )
 
 #: Part of a measured figure that a difference has to reach where one seed gives no spread.
@@ -181,9 +181,9 @@ def _judge(statement: str, comparisons: Sequence[_Comparison], needs: str) -> Cl
         return Claim(statement, "cannot be told", f"{needs}, which these results lack.")
     verdicts = [comparison.verdict for comparison in comparisons]
     verdict: Verdict = "undecided"
-    if all(one == "holds" for one in verdicts):
-        verdict = "holds"
-    elif "does not hold" in verdicts and "holds" not in verdicts:
+    if "holds" in verdicts:
+        verdict = "holds" if set(verdicts) == {"holds"} else "holds in part"
+    elif "does not hold" in verdicts:
         verdict = "does not hold"
     parts = []
     for comparison in comparisons:

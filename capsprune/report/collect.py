@@ -21,6 +21,7 @@ _FIGURES = (
     "images",
     "epochs",
     "epoch_seconds",
+    "threads",
     "peak_memory_mb",
     "energy_joules",
     "bottleneck_channels",

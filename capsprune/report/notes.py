@@ -47,6 +47,8 @@ def notes_on(
             "Memory while training is the peak resident set of the process on a CPU, the libraries "
             "and the images included; the paper's is of a GPU."
         )
+    if "resident set" in meters and (threads := _range(cells, "threads")) != "unknown":
+        notes.append(f"Seconds of an epoch are of so many threads of a CPU: {threads}.")
     if "NVML" in meters:
         notes.append("Memory while training is GPU memory in use, as NVML tells it.")
     providers = sorted({latency.provider.upper() for latency in latencies})

@@ -23,6 +23,7 @@ from capsprune.report.results import Results, Row
 #: What stands before a verdict, so that colour does not tell it alone.
 _SIGNS: dict[Verdict, str] = {
     "holds": "✓",
+    "holds in part": "~",
     "does not hold": "✗",
     "undecided": "≈",
     "cannot be told": "?",

@@ -344,7 +344,7 @@ def print_sweep(
 
 def print_report(
     tables: Iterable[tuple[str, Sequence[str], Sequence[Sequence[str]], int]],
-    claims: Iterable[tuple[str, str, str]],
+    claims: Iterable[tuple[str, str]],
     missing: Mapping[str, str],
     files: Iterable[str],
 ) -> None:
@@ -352,7 +352,7 @@ def print_report(
 
     Args:
         tables: title, headings and lines of each, and how many of its columns are words.
-        claims: statement, verdict and evidence of each.
+        claims: statement and verdict of each.
         missing: what is not done.
         files: that were written.
     """
@@ -363,11 +363,11 @@ def print_report(
         for line in lines:
             table.add_row(*line)
         _print(table)
-    table = _table("What holds, and what does not")
-    for heading in ("verdict", "claim", "evidence"):
+    table = _table("What holds, and what does not: the figures are in the report")
+    for heading in ("verdict", "claim"):
         table.add_column(heading)
-    for statement, verdict, evidence in claims:
-        table.add_row(verdict, statement, evidence)
+    for statement, verdict in claims:
+        table.add_row(verdict, statement)
     if table.rows:
         _print(table)
     if missing:
