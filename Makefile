@@ -11,6 +11,7 @@ BIN := $(VENV)/bin
 
 demo: $(VENV)/installed
 	$(BIN)/capsprune run recipes/quickstart.yaml
+	$(BIN)/capsprune report quickstart
 
 test: $(VENV)/installed-dev
 	$(BIN)/pytest -m "not slow"
