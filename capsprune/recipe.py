@@ -68,7 +68,7 @@ BatchSize = Annotated[
 Freeze = Annotated[
     bool,
     Field(
-        description="Train the capsule layers alone, or finetune the trunk too.",
+        description="Train the head alone, or finetune the trunk too.",
         json_schema_extra={"flags": "--freeze/--finetune"},
     ),
 ]
@@ -202,8 +202,8 @@ class ImportOptions(Options):
     )
 
 
-class AttachCapsOptions(Options):
-    """Options of `attach-caps`: a capsule head on the pruned trunk, trained."""
+class HeadOptions(Options):
+    """Options of both stages that put a head on the pruned trunk."""
 
     checkpoint: Path | None = Field(
         None,
@@ -212,29 +212,21 @@ class AttachCapsOptions(Options):
     )
     data_root: DataRoot = None
     freeze: Freeze = False
-    iterations: Iterations = 3
-    d1: PrimarySize = 8
-    d2: OutputSize = 16
     epochs: PositiveInt | None = Field(None, description="Epochs. [default: by data set]")
     lr: LearningRate = None
     batch_size: BatchSize = None
 
 
-class AttachLinearOptions(Options):
-    """Options of `attach-linear`: a linear classifier on the same trunk, to compare with."""
+class AttachCapsOptions(HeadOptions):
+    """Options of `attach-caps`: a capsule head on the pruned trunk, trained."""
 
-    checkpoint: Path | None = Field(
-        None,
-        description="Checkpoint of a backbone. [default: the run's pruned/]",
-        json_schema_extra=POSITIONAL,
-    )
-    data_root: DataRoot = None
-    freeze: Freeze = False
-    epochs: PositiveInt | None = Field(
-        None, description="Epochs. [default: as for the capsule layers]"
-    )
-    lr: LearningRate = None
-    batch_size: BatchSize = None
+    iterations: Iterations = 3
+    d1: PrimarySize = 8
+    d2: OutputSize = 16
+
+
+class AttachLinearOptions(HeadOptions):
+    """Options of `attach-linear`: a linear classifier on the same trunk, to compare with."""
 
 
 class ExportOptions(Options):

@@ -14,11 +14,9 @@ from capsprune.inspection import checkpoint_costs
 from capsprune.pipeline.fitting import fit_network, score_network
 from capsprune.pipeline.session import Session
 from capsprune.pipeline.stage import Stage
-from capsprune.recipe import AnalyseOptions, AttachCapsOptions, AttachLinearOptions
+from capsprune.recipe import AnalyseOptions, HeadOptions
 from capsprune.run import StageRecord
 from capsprune.training.schedule import default_schedule
-
-HeadOptions = AttachCapsOptions | AttachLinearOptions
 
 
 def trunk_source(options: HeadOptions, session: Session, command: str) -> tuple[Path, Architecture]:
