@@ -58,6 +58,13 @@ DataRoot = Annotated[
     Path | None,
     Field(description="Where data sets lie. [default: $CAPSPRUNE_DATA or ~/.cache/capsprune/data]"),
 ]
+TrainingPart = Annotated[
+    Part | None,
+    Field(
+        description="Part of the training images to use, here and in the stages that follow. "
+        "[default: all]"
+    ),
+]
 LearningRate = Annotated[
     PositiveFloat | None, Field(description="Learning rate. [default: by data set]")
 ]
@@ -102,11 +109,7 @@ class TrainOptions(Options):
     image_size: PositiveInt | None = Field(
         None, description="Pixels a side shown to the network. [default: by data set]"
     )
-    part: Part | None = Field(
-        None,
-        description="Part of the training images to use, here and in the stages that follow. "
-        "[default: all]",
-    )
+    part: TrainingPart = None
     weights: str = Field("auto", description="Starting weights: auto, imagenet, none, or a file.")
     epochs: Annotated[int, Field(ge=0)] | None = Field(
         None, description="Epochs; 0 keeps the starting weights. [default: by data set]"
@@ -200,6 +203,7 @@ class ImportOptions(Options):
     image_size: PositiveInt | None = Field(
         None, description="Pixels a side shown to the network. [default: by data set]"
     )
+    part: TrainingPart = None
 
 
 class HeadOptions(Options):

@@ -202,6 +202,7 @@ def _pruned(member: Member, progress: Progress, place: int) -> None:
             data=training.data,
             data_root=training.data_root,
             image_size=training.image_size,
+            part=training.part,
         )
         import_checkpoint(options, session)
 

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from cli_runner import Outcome, call
 
 from capsprune.checkpoint import load_checkpoint
@@ -115,6 +116,28 @@ def test_a_cell_that_fails_does_not_stop_the_rest(tmp_path):
     assert "less than the 200 values" in outcome.err
     done = printed["cells"]["mobilenet_v1-0-finetuned-s0"]
     assert done["caps"] is not None and done["linear"] is not None
+
+
+@pytest.mark.slow
+def test_published_networks_take_the_place_of_the_search(swept, tmp_path):
+    pruned = load_checkpoint(swept / "runs" / "grid" / FROZEN / "pruned")
+    torch.save(pruned.network.state_dict(), tmp_path / "half.pth")
+    text = GRID.replace("pruned: 50", "pruned: [0, 50]").replace("  frozen: {epochs: 1}\n", "")
+    text += "published: {mobilenet_v1: {50: {checkpoint: half.pth}, 75: {checkpoint: no.pth}}}\n"
+    outcome = sweep(tmp_path, "--checkpoints", ".", text=text)
+    assert outcome.code == 0, outcome.err
+    unpruned, half = (
+        read_run(tmp_path / "runs" / "grid", f"mobilenet_v1-{pruned}-finetuned-s0")
+        for pruned in (0, 50)
+    )
+    assert "baseline" not in half.stages
+    assert half.stages["pruned"].summary["imported"] == "half.pth"
+    imported = load_checkpoint(half.path("pruned")).network.state_dict()
+    assert all((imported[k] == v).all() for k, v in pruned.network.state_dict().items())
+    # What is compared with networks that nobody fine-tuned is not fine-tuned either.
+    assert unpruned.stages["pruned"].summary["epochs"] == 0
+    splits = [json.loads(run.read_split() or "") for run in (unpruned, half)]
+    assert splits[0] == splits[1] and splits[0]["unused"]
 
 
 @pytest.mark.parametrize(
