@@ -246,9 +246,9 @@ def attach_caps(
 def attach_linear(
     options: AttachLinearOptions, shared: SessionOptions, json: bool, verbose: bool
 ) -> None:
-    """Train a linear classifier on the pruned trunk, to compare with.
+    """Train a linear classifier to compare with.
 
-    It gets the schedule that the capsule layers get.
+    It is put on the trunk that the capsule layers get, and trained on the same schedule.
     """
     from capsprune.pipeline.attach_linear import attach_linear as stage
 
@@ -287,7 +287,7 @@ def profile(options: ProfileOptions, shared: SessionOptions, json: bool, verbose
 
 @_stage_command("analyse", AnalyseOptions, SessionOptions)
 def analyse(options: AnalyseOptions, shared: SessionOptions, json: bool, verbose: bool) -> None:
-    """Look into the capsule network, and distort the test images it sees.
+    """Look into the capsules, and distort the images.
 
     That is: entropy of the bottleneck, what routing does in each iteration, capsules that are never
     active, and accuracy under rotation, shift, scale and shear, beside the linear control's.
@@ -393,9 +393,10 @@ def sweep_command(
     verbose: Verbose = False,
     debug: Debug = False,
 ) -> None:
-    """Run a grid: backbones x pruned FLOPs x frozen or finetuned x seeds.
+    """Run a grid of runs, as in the paper.
 
-    Cells that are finished are not done again; one that fails does not stop the others.
+    It is backbones x pruned FLOPs x frozen or finetuned trunks x seeds. Cells that are finished are
+    not done again; one that fails does not stop the others.
     """
     from capsprune.sweep import SweepError, read_sweep_recipe
 
@@ -446,7 +447,7 @@ def sweep_command(
 def report_command(
     names: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[NAME]...", help="Runs and sweeps. [default: default]"),
+        typer.Argument(metavar="NAME", help="Runs and sweeps. [default: default]"),
     ] = None,
     runs_dir: RunsDir = Path("runs"),
     output: Annotated[
@@ -456,9 +457,10 @@ def report_command(
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Report what runs and sweeps gave: Table 1 and Figure 3 of the paper, and more.
+    """Report what runs and sweeps gave.
 
-    It says too which of the paper's claims hold on these results.
+    There are the paper's Table 1 and Figure 3, and more, as Markdown, CSV, pictures and one HTML
+    page that works offline. It says too which of the paper's claims hold on these results.
     """
     from capsprune.report.sources import find_sources, report_directory
 
