@@ -129,7 +129,7 @@ def table_columns(
     """Give the columns for some rows, their meters named in the headings.
 
     Those of the paper are all there, empty or not, but for the sizes of a capsule head where no row
-    has one; of the others, those that a row has a figure for.
+    has one; of the others, those that a row has a figure for, and energy, whose absence is told.
 
     Args:
         rows: the table's.
@@ -149,7 +149,9 @@ def table_columns(
         chosen += [
             column
             for column in FURTHER
-            if column.words is not None or any(column.number(row) is not None for row in rows)
+            if column.words is not None
+            or column.key == _ENERGY.key
+            or any(column.number(row) is not None for row in rows)
         ]
     cells = [cell for row in rows for cell in row.cells]
     return [_metered(column, cells) for column in chosen]

@@ -366,10 +366,16 @@ def print_report(
     table = _table("What holds, and what does not: the figures are in the report")
     for heading in ("verdict", "claim"):
         table.add_column(heading)
+    untold = 0
     for statement, verdict in claims:
-        table.add_row(verdict, statement)
+        if verdict == "cannot be told":
+            untold += 1
+        else:
+            table.add_row(verdict, statement)
     if table.rows:
         _print(table)
+    if untold:
+        print(f"{untold} claims cannot be told from these results: it takes a sweep of more cells.")
     if missing:
         _print_pairs("What is missing", list(missing.items()))
     _print_pairs("Files", [(file,) for file in files])

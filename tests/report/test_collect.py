@@ -45,6 +45,7 @@ def test_what_was_not_measured_is_no_zero(tmp_path):
     make_run(tmp_path, "default", cell(), change=lambda _, s: s.pop("peak_memory_mb", None))
     results = collect([(tmp_path, "default")])
     assert texts(results, row_of(results, 50))["memory"] == "not available"
+    assert texts(results, row_of(results, 50))["energy"] == "not available"
     assert texts(results, row_of(results, 50, head="linear"))["capsules"] == "not available"
 
 

@@ -115,3 +115,12 @@ def test_an_export_says_how_it_routes(capsys, outputs, inline, routing):
     )
     row = next(line for line in capsys.readouterr().out.splitlines() if "routing" in line)
     assert routing in row
+
+
+def test_claims_that_cannot_be_told_are_counted_alone(capsys):
+    told = [("A is above B.", "holds"), ("C.", "cannot be told"), ("D.", "cannot be told")]
+    tables.print_report([("T", ["a"], [["1"]], 1)], told, {"r": "not done: caps"}, ["x.md"])
+    out = capsys.readouterr().out
+    assert "A is above B." in out and "C." not in out
+    assert "2 claims cannot be told from these results" in out
+    assert "not done: caps" in out and "x.md" in out
