@@ -206,9 +206,15 @@ def _bottleneck(analysed: Sequence[_Analysed]) -> Figure | None:
                     keys[key.label] = key
                     traces.append(trace)
             if traces:
+                # Around nothing but zeros an axis would go below them.
+                zeros = not any(any(trace["y"]) for trace in traces)
                 layout = {
                     "xaxis": axis("FLOPs removed (%)", dtick=25),
-                    "yaxis": axis("", ticksuffix=unit if scale == 100 else ""),
+                    "yaxis": axis(
+                        "",
+                        ticksuffix=unit if scale == 100 else "",
+                        **({"range": [-0.05, 1]} if zeros else {}),
+                    ),
                 }
                 panels.append(Panel(title, up, traces, layout))
         if panels:
