@@ -373,7 +373,10 @@ def read_recipe(path: Path) -> Recipe:
     Raises:
         RecipeError: if the file is missing, is no YAML, or a field of it is unknown or wrong.
     """
-    return parse_options(Recipe, {"name": path.stem, **read_yaml(path)}, f"{path}: ")
+    content = read_yaml(path)
+    if "backbones" in content:
+        raise RecipeError(f"{path} is the recipe of a sweep; give it to 'capsprune sweep'.")
+    return parse_options(Recipe, {"name": path.stem, **content}, f"{path}: ")
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -182,6 +182,9 @@ def read_sweep_recipe(path: Path) -> SweepRecipe:
     """
     content = read_yaml(path)
     where = f"{path}: "
+    training = content.get("train")
+    if "backbones" not in content and isinstance(training, dict) and "model" in training:
+        raise RecipeError(f"{path} is the recipe of one run; give it to 'capsprune run'.")
     for stage, fields in _OF_THE_GRID.items():
         options = content.get(stage)
         given = [field for field in fields if isinstance(options, dict) and field in options]

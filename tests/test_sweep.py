@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 
 from capsprune.errors import CapspruneError
+from capsprune.recipe import RecipeError, read_recipe
 from capsprune.sweep import (
     GridCell,
     SweepError,
@@ -80,6 +81,13 @@ def test_what_is_wrong_in_a_recipe_is_named(tmp_path, line, said):
     with pytest.raises(CapspruneError, match=said) as caught:
         recipe(tmp_path, text)
     assert "\n" not in str(caught.value)
+
+
+def test_the_two_kinds_of_recipe_are_told_apart(tmp_path):
+    with pytest.raises(RecipeError, match="is the recipe of one run; give it to 'capsprune run'"):
+        read_sweep_recipe(RECIPES.parent / "quickstart.yaml")
+    with pytest.raises(RecipeError, match="is the recipe of a sweep; give it to 'capsprune sweep'"):
+        read_recipe(RECIPES / "digits.yaml")
 
 
 def test_a_sweep_goes_on_with_its_recipe_and_may_grow(tmp_path):

@@ -50,7 +50,9 @@ def notes_on(
     if "resident set" in meters and (threads := _range(cells, "threads")) != "unknown":
         notes.append(f"Seconds of an epoch are of so many threads of a CPU: {threads}.")
     if "NVML" in meters:
-        notes.append("Memory while training is GPU memory in use, as NVML tells it.")
+        notes.append(
+            "Memory while training is GPU memory in use by all processes on it, as NVML tells it."
+        )
     providers = sorted({latency.provider.upper() for latency in latencies})
     if providers:
         notes.append(
