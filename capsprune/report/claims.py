@@ -24,7 +24,7 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from capsprune.report.results import Cell, Head, Results, Row, Trunk
@@ -98,10 +98,11 @@ def claims(results: Results) -> list[Claim]:
     for row in results.rows:
         groups.setdefault(results.where(row), []).append(row)
     for where, rows in groups.items():
-        found += [
-            Claim(f"{where}: {claim.statement}", claim.verdict, claim.evidence)
-            for claim in _claims_on(_Rows(rows), results.analyses)
-        ]
+        for claim in _claims_on(_Rows(rows), results.analyses):
+            statement = claim.statement[0].upper() + claim.statement[1:]
+            if len(groups) > 1:
+                statement = f"{where}: {claim.statement}"
+            found.append(replace(claim, statement=statement))
     return found
 
 
