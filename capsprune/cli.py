@@ -439,7 +439,7 @@ def sweep_command(
     if done.failed:
         first, reason = next(iter(done.failed.items()))
         others = len(done.failed) - 1
-        and_others = f", and {others} more, named above, did not finish" if others else ""
+        and_others = f", and {others} more did not finish" if others else ""
         raise SweepError(f"{first} failed{and_others}: {reason}")
 
 

@@ -336,9 +336,14 @@ def print_sweep(
             cell,
             *(percent(accuracies.get(stage)) for stage in ("pruned", "caps", "linear")),
         )
-    _print(table)
-    if failed:
-        _print_pairs("Not finished", list(failed.items()))
+    if cells:
+        _print(table)
+    broken = [(run, reason) for run, reason in failed.items() if not reason.startswith("not begun")]
+    if broken:
+        others = len(failed) - len(broken)
+        if others:
+            broken.append((f"{others} others", "not begun, as they build on these"))
+        _print_pairs("Not finished", broken)
     print(f"Its runs lie in {where}; 'capsprune report {name}' shows them.")
 
 
