@@ -342,7 +342,7 @@ def print_sweep(
     if broken:
         others = len(failed) - len(broken)
         if others:
-            broken.append((f"{others} others", "not begun, as they build on these"))
+            broken.append((f"{others} more", "not begun, as they build on these"))
         _print_pairs("Not finished", broken)
     print(f"Its runs lie in {where}; 'capsprune report {name}' shows them.")
 

@@ -124,3 +124,14 @@ def test_claims_that_cannot_be_told_are_counted_alone(capsys):
     assert "A is above B." in out and "C." not in out
     assert "2 claims cannot be told from these results" in out
     assert "not done: caps" in out and "x.md" in out
+
+
+def test_a_sweep_names_what_failed_and_counts_what_waits_for_it(capsys):
+    cells = {"m-0-frozen-s0": {"pruned": 0.5, "caps": None}}
+    failed = {"m-s1": "The cause; the remedy.", "m-0-s1": "not begun, as m-s1 failed"}
+    tables.print_sweep("grid", cells, failed, "runs/grid")
+    out = capsys.readouterr().out
+    assert "m-0-frozen-s0" in out and "50.00 %" in out and "not available" in out
+    assert "The cause; the remedy." in out
+    assert "m-0-s1" not in out and "1 more" in out
+    assert "capsprune report grid" in out
