@@ -1,5 +1,6 @@
 """A sweep from the command line: two cells of real, small training."""
 
+import csv
 import json
 from pathlib import Path
 
@@ -71,6 +72,23 @@ def test_the_networks_are_profiled_beside_each_other(swept):
     assert {one["head"] for one in profile["variants"].values()} == {"capsules", "linear"}
     assert {row["variant"] for row in profile["measurements"]} == set(profile["variants"])
     assert all(row["latency_ms"] > 0 for row in profile["measurements"])
+
+
+def test_a_report_of_the_sweep(swept, tmp_path):
+    outcome = call("report", "grid", "--json", "--output", tmp_path / "report", folder=swept)
+    assert outcome.code == 0, outcome.err
+    told = json.loads(outcome.out)
+    assert told["missing"] == {} and len(told["rows"]) == 4
+    assert all(Path(file).stat().st_size > 0 for file in told["files"])
+    with (tmp_path / "report" / "results.csv").open() as file:
+        lines = {(row["run"], row["head"]): row for row in csv.DictReader(file)}
+    run = read_run(swept / "runs" / "grid", FINETUNED)
+    for stage, head in (("caps", "capsules"), ("linear", "linear")):
+        summary = run.stages[stage].summary
+        assert float(lines[FINETUNED, head]["accuracy"]) == summary["accuracy"]
+        assert float(lines[FINETUNED, head]["training_flops"]) == summary["training_flops"]
+    again = call("report", "gird", folder=swept)
+    assert again.code == 2 and "did you mean grid?" in again.err
 
 
 def test_what_is_finished_is_not_done_again(swept):
