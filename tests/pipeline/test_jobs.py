@@ -94,6 +94,11 @@ def test_two_jobs_are_at_work_at_a_time(tmp_path):
 
 def test_an_interruption_ends_the_processes():
     started = time.monotonic()
-    with pytest.raises(Interrupted):
-        run_jobs([Job("long", partial(interrupt, os.getpid()))], 1, Progress(), "Jobs")
+    # Where the tests run in the background, they would ignore it.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(Interrupted):
+            run_jobs([Job("long", partial(interrupt, os.getpid()))], 1, Progress(), "Jobs")
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert time.monotonic() - started < 50
