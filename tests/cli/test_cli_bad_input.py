@@ -339,7 +339,7 @@ def start(folder: Path, *arguments: object, **options: object) -> subprocess.Pop
 
 
 def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
-    for _ in range(1200):
+    for _ in range(3600):  # for minutes: other work may share the cores
         if path.exists():
             return
         assert process.poll() is None, process.communicate()
