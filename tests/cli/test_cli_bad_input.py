@@ -303,7 +303,7 @@ def test_recipe_fields(cli: Cli, tmp_path: Path) -> None:
         ("train: {model: resnet18, epoch: 3}", ("epoch", "did you mean epochs")),
         ("trian: {model: resnet18}", ("trian", "train")),
         ("train: {}", ("train.model", "missing")),
-        ("train: {model: resnet18}\nprune: {flops: 2}", ("prune.flops", "less than 1")),
+        ("train: {model: resnet18}\nprune: {flops: 2}", ("prune.flops", "less than or equal to 1")),
         ("train: {model: resnet19}", ("resnet18",)),
         ("- 1", ("recipe",)),
         ("train: [", ("YAML",)),

@@ -5,7 +5,7 @@ import pytest
 from capsprune import run
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(autouse=True)
 def _quick_runs():
     """Hundreds of stages are committed here, which need not survive the loss of power."""
     with pytest.MonkeyPatch.context() as patch:
