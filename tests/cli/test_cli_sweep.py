@@ -150,8 +150,8 @@ def test_published_networks_take_the_place_of_the_search(swept, tmp_path):
     )
     assert "baseline" not in half.stages
     assert half.stages["pruned"].summary["imported"] == "half.pth"
-    imported = load_checkpoint(half.path("pruned")).network.state_dict()
-    assert all((imported[k] == v).all() for k, v in pruned.network.state_dict().items())
+    imported = dict(load_checkpoint(half.path("pruned")).network.named_parameters())
+    assert all((imported[k] == v).all() for k, v in pruned.network.named_parameters())
     # What is compared with networks that nobody fine-tuned is not fine-tuned either.
     assert unpruned.stages["pruned"].summary["epochs"] == 0
     splits = [json.loads(run.read_split() or "") for run in (unpruned, half)]
