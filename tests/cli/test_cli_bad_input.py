@@ -325,16 +325,23 @@ def test_output_that_exists_or_has_no_folder(finished: Path, tmp_path: Path) -> 
     assert there.read_text() == "precious"
 
 
-def start(folder: Path, *arguments: object, **options: object) -> subprocess.Popen[str]:
+def start(
+    folder: Path, *arguments: object, prepare: Callable[[], None] = lambda: None
+) -> subprocess.Popen[str]:
+    """Run the command line in a process of its own, which calls `prepare` first."""
+
+    def prepared() -> None:
+        # Where the tests run in the background, they and what they start would ignore Ctrl-C.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        prepare()
+
     return subprocess.Popen(
         [*PYTHON, *map(str, arguments)],
         cwd=folder,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # Where the tests run in the background, they and what they start would ignore Ctrl-C.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        **options,  # type: ignore[call-overload]
+        preexec_fn=prepared,
     )
 
 
@@ -418,7 +425,7 @@ def test_full_disk(tmp_path: Path) -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
 
-    process = start(tmp_path, "train", *SMALL_TRAIN[:2], "--epochs", 2, preexec_fn=limit)
+    process = start(tmp_path, "train", *SMALL_TRAIN[:2], "--epochs", 2, prepare=limit)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 2, err
     assert "no space left" in err.splitlines()[-1]
