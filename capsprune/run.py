@@ -205,7 +205,7 @@ class Run:
             work.mkdir(parents=True)
             write_text(request_file, json.dumps(request))
         shutil.rmtree(work / "result", ignore_errors=True)
-        if not (self.directory / _RUN_FILE).is_file():
+        if not is_run(self.directory):
             self._save()
         return work
 
@@ -316,7 +316,7 @@ def open_run(
         RunError: if there is no such run, it is damaged, has another seed, or is in use.
     """
     directory = _directory(runs_dir, name)
-    if not create and not (directory / _RUN_FILE).is_file():
+    if not create and not is_run(directory):
         raise _no_run(directory)
     existed, runs_dir_existed = directory.exists(), runs_dir.exists()
     directory.mkdir(parents=True, exist_ok=True)
@@ -328,7 +328,7 @@ def open_run(
             f"Another process is at work in run '{name}'; wait for it, or give another --run."
         ) from None
     try:
-        if (directory / _RUN_FILE).is_file():
+        if is_run(directory):
             record = _read_record(directory)
             if seed is not None and seed != record.seed:
                 raise RunError(
@@ -341,7 +341,7 @@ def open_run(
     finally:
         lock.release()
         # A run in which nothing was begun leaves nothing behind.
-        if not (directory / _RUN_FILE).is_file() and not (directory / _WORK).exists():
+        if not is_run(directory) and not (directory / _WORK).exists():
             (directory / _LOCK).unlink(missing_ok=True)
             for folder, new in ((directory, not existed), (runs_dir, not runs_dir_existed)):
                 if new and not any(folder.iterdir()):
@@ -355,9 +355,14 @@ def read_run(runs_dir: Path, name: str) -> Run:
         RunError: if there is no such run, or it is damaged.
     """
     directory = _directory(runs_dir, name)
-    if not (directory / _RUN_FILE).is_file():
+    if not is_run(directory):
         raise _no_run(directory)
     return Run(directory, _read_record(directory))
+
+
+def is_run(directory: Path) -> bool:
+    """Tell whether a folder holds a run."""
+    return (directory / _RUN_FILE).is_file()
 
 
 def list_runs(root: Path) -> list[Run]:
@@ -367,7 +372,7 @@ def list_runs(root: Path) -> list[Run]:
     return [
         Run(directory, _read_record(directory))
         for directory in sorted(root.iterdir())
-        if (directory / _RUN_FILE).is_file()
+        if is_run(directory)
     ]
 
 
@@ -386,12 +391,25 @@ def _no_run(directory: Path) -> RunError:
     )
 
 
-def _directory(runs_dir: Path, name: str) -> Path:
+def check_name(name: str, what: str = "run") -> None:
+    """Check that a name can be that of a folder.
+
+    Args:
+        name: to check.
+        what: is to have it, for the message.
+
+    Raises:
+        RunError: if it cannot.
+    """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise RunError(
-            f"'{name}' is no name for a run; use letters, digits, '.', '_' and '-', beginning with "
-            "a letter or a digit."
+            f"'{name}' is no name for a {what}; use letters, digits, '.', '_' and '-', beginning "
+            "with a letter or a digit."
         )
+
+
+def _directory(runs_dir: Path, name: str) -> Path:
+    check_name(name)
     return runs_dir / name
 
 

@@ -27,7 +27,7 @@ from capsprune.recipe import (
     parse_options,
     read_yaml,
 )
-from capsprune.run import Run, StageName, list_runs
+from capsprune.run import Run, StageName, check_name, is_run, list_runs
 
 TrunkKind = Literal["frozen", "finetuned"]
 
@@ -51,9 +51,10 @@ class SweepError(CapspruneError):
     """A sweep is not there, is another than was asked for, or has cells that failed."""
 
 
-def _lone(value: Any) -> Any:
-    """Read one value as a list of one."""
-    return value if isinstance(value, list | tuple) else (value,)
+def _distinct(value: Any) -> Any:
+    """Read one value as a list of one, and a value that stands there twice once."""
+    values = value if isinstance(value, list | tuple) else (value,)
+    return [one for n, one in enumerate(values) if one not in values[:n]]
 
 
 class TrunkOptions(Options):
@@ -81,15 +82,17 @@ class SweepRecipe(Options):
     """A grid of runs: backbones x pruned FLOPs x kinds of trunk x seeds."""
 
     name: str = Field(description="Name of the sweep, and of its folder.")
-    backbones: Annotated[tuple[ModelName, ...], BeforeValidator(_lone), Field(min_length=1)]
+    backbones: Annotated[tuple[ModelName, ...], BeforeValidator(_distinct), Field(min_length=1)]
     #: Per cent of the FLOPs that are removed.
     pruned: Annotated[
-        tuple[Annotated[int, Field(ge=0, le=99)], ...], BeforeValidator(_lone), Field(min_length=1)
+        tuple[Annotated[int, Field(ge=0, le=99)], ...],
+        BeforeValidator(_distinct),
+        Field(min_length=1),
     ] = (0, 25, 50, 75)
     trunks: Annotated[dict[TrunkKind, TrunkOptions], Field(min_length=1)] = Field(
         default_factory=_both_kinds
     )
-    seeds: Annotated[tuple[Seed, ...], BeforeValidator(_lone), Field(min_length=1)] = (0,)
+    seeds: Annotated[tuple[Seed, ...], BeforeValidator(_distinct), Field(min_length=1)] = (0,)
     #: Options of the stages, but for what the grid fills in.
     train: dict[str, Any] = Field(default_factory=dict)
     prune: dict[str, Any] = Field(default_factory=dict)
@@ -179,6 +182,7 @@ def read_sweep_recipe(path: Path) -> SweepRecipe:
 
     Raises:
         RecipeError: if the file is missing, is no YAML, or a field of it is unknown or wrong.
+        RunError: if its name is none for a folder.
     """
     content = read_yaml(path)
     where = f"{path}: "
@@ -194,6 +198,7 @@ def read_sweep_recipe(path: Path) -> SweepRecipe:
                 "backbones, pruned and trunks."
             )
     recipe = parse_options(SweepRecipe, {"name": path.stem, **content}, where)
+    check_name(recipe.name, "sweep")
     folder = path.resolve().parent
     published = {
         backbone: {
@@ -298,9 +303,14 @@ def open_sweep(runs_dir: Path, recipe: SweepRecipe) -> Sweep:
     """Make the sweep of a recipe, or go on with it.
 
     Raises:
-        SweepError: if the sweep was begun with other options; its grid may have grown.
+        SweepError: if the sweep was begun with other options (its grid may have grown), or there is
+            a run of that name.
     """
     directory = runs_dir / recipe.name
+    if is_run(directory):
+        raise SweepError(
+            f"There is a run '{recipe.name}' in {runs_dir} already; give the recipe another name."
+        )
     if not is_sweep(directory):
         return Sweep(directory, recipe, {})
     before = read_sweep(runs_dir, recipe.name)

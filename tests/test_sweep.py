@@ -4,6 +4,7 @@ import pytest
 
 from capsprune.errors import CapspruneError
 from capsprune.recipe import RecipeError, read_recipe
+from capsprune.run import open_run
 from capsprune.sweep import (
     GridCell,
     SweepError,
@@ -88,6 +89,20 @@ def test_the_two_kinds_of_recipe_are_told_apart(tmp_path):
         read_sweep_recipe(RECIPES.parent / "quickstart.yaml")
     with pytest.raises(RecipeError, match="is the recipe of a sweep; give it to 'capsprune sweep'"):
         read_recipe(RECIPES / "digits.yaml")
+
+
+def test_what_stands_twice_is_done_once(tmp_path):
+    grid = recipe(tmp_path, "backbones: [mobilenet_v1, mobilenet_v1]\npruned: 50\nseeds: [1, 0, 1]")
+    assert grid.seeds == (1, 0) and len(grid.cells) == 4
+
+
+def test_a_name_is_that_of_a_folder_of_its_own(tmp_path):
+    with pytest.raises(CapspruneError, match=r"'\.\./up' is no name for a sweep"):
+        recipe(tmp_path, "name: ../up\nbackbones: mobilenet_v1")
+    with open_run(tmp_path, "grid", create=True) as run:
+        run.begin("baseline", {}, None)
+    with pytest.raises(SweepError, match=r"There is a run 'grid' in .* already"):
+        open_sweep(tmp_path, recipe(tmp_path, SMALL))
 
 
 def test_a_sweep_goes_on_with_its_recipe_and_may_grow(tmp_path):

@@ -170,7 +170,7 @@ def _read_sweep(runs_dir: Path, name: str, prefix: str, found: _Found) -> None:
             f"Sweep '{name}' has nothing to report yet; run 'capsprune sweep' with its recipe "
             "again, which goes on from where it stopped."
         )
-    _read_sweep_profile(sweep.directory / "profile.json", runs, prefix, found)
+    _read_sweep_profile(sweep.profile_path, runs, prefix, found)
 
 
 def _read_run(run: Run, name: str, asked: int | None, found: _Found, source: str = "") -> None:

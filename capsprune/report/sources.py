@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from capsprune.errors import RunError
-from capsprune.run import list_runs, read_run
+from capsprune.run import is_run, list_runs, read_run
 from capsprune.sweep import is_sweep, list_sweeps
 
 
@@ -31,7 +31,7 @@ def find_sources(runs_dir: Path, names: Sequence[str]) -> list[tuple[Path, str]]
             read_run(runs_dir, name)
         except RunError:
             near = _near(runs_dir, name)
-            if (runs_dir / name / "run.json").is_file() or not near:
+            if is_run(runs_dir / name) or not near:
                 raise
             raise RunError(
                 f"There is no run or sweep '{name}' in {runs_dir}; did you mean "
