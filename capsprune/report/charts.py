@@ -75,7 +75,8 @@ def axis(title: str, **options: Any) -> dict[str, Any]:
         title: with its unit.
         options: of Plotly's axis.
     """
-    return {"title": {"text": escape(title)}, **options}
+    # 0.0008, not 800µ.
+    return {"title": {"text": escape(title)}, "exponentformat": "none", **options}
 
 
 def line(

@@ -143,6 +143,28 @@ def _section(name: str, title: str, body: str) -> str:
 def _claims(judged: Sequence[Claim]) -> str:
     if not judged:
         return ""
+    told = [claim for claim in judged if claim.verdict != "cannot be told"]
+    untold = [claim for claim in judged if claim.verdict == "cannot be told"]
+    parts = []
+    if told:
+        tally = Counter(claim.verdict for claim in judged)
+        counts = ", ".join(f"{verdict} {tally[verdict]}" for verdict in _SIGNS if tally[verdict])
+        parts += [
+            f'<p class="about">Of {len(judged)} claims: {counts}. Unfold one for its figures.</p>',
+            _claim_list(told),
+        ]
+    if untold:
+        # Folded: a single run can tell of none, and there is more to see below.
+        parts.append(
+            f"<details><summary>{_count(len(untold), 'claim')} cannot be told from these results: "
+            f"it takes a sweep of more cells.</summary>\n{_claim_list(untold)}</details>"
+        )
+    if told:
+        parts.append(f'<p class="about">{_prose(RULE)}</p>')
+    return _section("claims", "What the paper says, and what was found", "\n".join(parts))
+
+
+def _claim_list(judged: Sequence[Claim]) -> str:
     items = "\n".join(
         f'<li><span class="verdict" data-verdict="{escape(claim.verdict)}">'
         f'<span aria-hidden="true">{_SIGNS[claim.verdict]}</span> {escape(claim.verdict)}</span>'
@@ -150,14 +172,7 @@ def _claims(judged: Sequence[Claim]) -> str:
         f"<p>{_prose(claim.evidence)}</p></details></li>"
         for claim in judged
     )
-    tally = Counter(claim.verdict for claim in judged)
-    counts = ", ".join(f"{verdict} {tally[verdict]}" for verdict in _SIGNS if tally[verdict])
-    return _section(
-        "claims",
-        "What the paper says, and what was found",
-        f'<p class="about">Of {len(judged)} claims: {counts}. Unfold one for its figures.</p>\n'
-        f'<ul class="claims">\n{items}\n</ul>\n<p class="about">{_prose(RULE)}</p>',
-    )
+    return f'<ul class="claims">\n{items}\n</ul>'
 
 
 # Tables

@@ -214,3 +214,12 @@ def luminance(colour):
 
 def contrast(a, b):
     return (max(a, b) + 0.05) / (min(a, b) + 0.05)
+
+
+def test_claims_that_cannot_be_told_are_folded_away(tmp_path):
+    (row, *_) = (row for row in make_results().rows if row.head == "capsules")
+    write_page(Results(title="alone", rows=[row]), tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    section = page[page.index('id="claims') : page.index('id="networks')]
+    assert section.index("9 claims cannot be told") < section.index('data-verdict="cannot be told"')
+    assert "Unfold one for its figures" not in section
