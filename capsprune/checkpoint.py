@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -241,20 +242,23 @@ def verify_checkpoint(directory: Path) -> None:
         CheckpointError: if its description or its weights are missing or truncated.
     """
     read_architecture(directory)
+    with _readable(directory / WEIGHTS), safe_open(directory / WEIGHTS, framework="pt"):
+        pass
+
+
+@contextmanager
+def _readable(weights: Path) -> Iterator[None]:
+    """Say of a file of weights that cannot be read what is wrong with it."""
     try:
-        with safe_open(directory / WEIGHTS, framework="pt"):
-            pass
+        yield
     except FileNotFoundError:
-        raise CheckpointError(f"{directory} has no {WEIGHTS}; make the checkpoint anew.") from None
+        raise CheckpointError(
+            f"{weights.parent} has no {weights.name}; make the checkpoint anew."
+        ) from None
     except SafetensorError as error:
-        raise _truncated(directory, error) from error
-
-
-def _truncated(directory: Path, error: SafetensorError) -> CheckpointError:
-    return CheckpointError(
-        f"{directory / WEIGHTS} is truncated or is no safetensors file ({error}); make the "
-        "checkpoint anew."
-    )
+        raise CheckpointError(
+            f"{weights} is truncated or is no safetensors file ({error}); make the checkpoint anew."
+        ) from error
 
 
 def load_checkpoint(directory: Path) -> Checkpoint:
@@ -264,12 +268,8 @@ def load_checkpoint(directory: Path) -> Checkpoint:
         CheckpointError: if the checkpoint is missing, truncated, foreign, or inconsistent.
     """
     architecture = read_architecture(directory)
-    try:
+    with _readable(directory / WEIGHTS):
         state = load_file(directory / WEIGHTS)
-    except FileNotFoundError:
-        raise CheckpointError(f"{directory} has no {WEIGHTS}; make the checkpoint anew.") from None
-    except SafetensorError as error:
-        raise _truncated(directory, error) from error
     try:
         network = _build(architecture, state)
     # A description that was tampered with fails wherever it does not fit.
