@@ -51,9 +51,7 @@ class _Interruptible(typer.core.TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            raise Interrupted(
-                "Interrupted; the same command goes on from where it stopped."
-            ) from None
+            raise Interrupted from None
 
 
 app = typer.Typer(

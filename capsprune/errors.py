@@ -45,6 +45,10 @@ class DeviceError(CapspruneError):
 class Interrupted(CapspruneError):
     """The user stopped the work."""
 
+    def __init__(self) -> None:
+        """Say that nothing is lost."""
+        super().__init__("Interrupted; the same command goes on from where it stopped.")
+
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
     """Say that `name` is no known `kind`, naming the nearest known names.

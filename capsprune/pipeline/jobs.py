@@ -101,7 +101,7 @@ def run_jobs(
                     on_end(one.job, one.outcome or None)
             bar(len(jobs), len(jobs))
     except KeyboardInterrupt:
-        raise Interrupted("Interrupted; the same command goes on from where it stopped.") from None
+        raise Interrupted from None
     finally:
         for one in running:
             one.handle.terminate()
