@@ -412,6 +412,7 @@ def sweep_command(
         checkpoints=checkpoints,
         progress=TerminalProgress(verbose),
     )
+    runs = done.runs
     cells = {
         cell.name: {
             str(stage): run.stages[stage].summary.get("accuracy")
@@ -419,7 +420,7 @@ def sweep_command(
             if stage in run.stages
         }
         for cell in done.cells
-        if (run := done.runs.get(cell.name)) is not None
+        if (run := runs.get(cell.name)) is not None
     }
     if json:
         _print_json(

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from capsprune.errors import RunError
 from capsprune.report.notes import notes_on
 from capsprune.report.results import Backbone, Cell, Head, Latency, Results, Row, Search
-from capsprune.run import STAGES, Run, StageName, list_runs, read_run
+from capsprune.run import STAGES, Run, StageName, read_run
 from capsprune.sweep import is_sweep, read_sweep
 
 #: Figures of a stage's summary that a cell or a backbone has too.
@@ -139,13 +139,13 @@ def _read_sweep(runs_dir: Path, name: str, prefix: str, found: _Found) -> None:
         RunError: if none of them has anything yet.
     """
     sweep = read_sweep(runs_dir, name)
-    runs = {run.name: run for run in list_runs(sweep.directory)}
-    levels = {cell.name: cell.pruned for cell in sweep.cells}
+    runs = sweep.runs
+    cells = {cell.name for cell in sweep.cells}
     before = len(found.backbones) + len(found.cells)
     for cell in sweep.cells:
         run = runs.get(cell.name)
         if run is not None:
-            _read_run(run, prefix + cell.name, levels[cell.name], found, name)
+            _read_run(run, prefix + cell.name, cell.pruned, found, name)
         absent = [
             stage
             for stage in ("caps", "linear", "onnx", "analysis")
@@ -159,11 +159,11 @@ def _read_sweep(runs_dir: Path, name: str, prefix: str, found: _Found) -> None:
             _miss(found, prefix + cell.name, f"not done: {', '.join(absent)}")
     # What the cells share is done in runs of its own, and may have failed there.
     for shared, reason in sweep.failed.items():
-        if shared not in levels:
+        if shared not in cells:
             _miss(found, prefix + shared, f"failed: {reason.rstrip('.')}")
     if len(found.backbones) + len(found.cells) == before:
         for run_name, run in runs.items():
-            if run_name not in levels:
+            if run_name not in cells:
                 _read_run(run, prefix + run_name, None, found)
     if len(found.backbones) + len(found.cells) == before:
         raise RunError(
