@@ -30,18 +30,20 @@ _SIGNS: dict[Verdict, str] = {
 }
 
 
-def write_page(results: Results, path: Path) -> None:
+def write_page(results: Results, path: Path, judged: Sequence[Claim] | None = None) -> None:
     """Write a report as one HTML file; it loads nothing, so it works offline.
 
     Args:
         results: what there is to report.
         path: of the file, replaced if it is there.
+        judged: what `claims` gave, where it was asked before.
 
     Raises:
         OSError: if it cannot be written.
     """
     figures = make_figures(results)
-    judged = claims(results)
+    if judged is None:
+        judged = claims(results)
     page = Template(_asset("page.html")).substitute(
         title=escape(results.title),
         summary=escape(_summary(results)),

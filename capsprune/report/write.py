@@ -43,6 +43,6 @@ def write_report(
     figures = draw_figures(results, directory / FIGURES)
     write_text(directory / MARKDOWN, markdown(results, judged, figures, directory))
     write_text(directory / CSV, results_csv(results))
-    write_page(results, directory / PAGE)
+    write_page(results, directory / PAGE, judged)
     drawn = [path for figure in figures for path in (figure.png, figure.svg)]
     return [directory / MARKDOWN, directory / PAGE, directory / CSV, *drawn]
