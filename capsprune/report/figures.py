@@ -22,12 +22,21 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 
 from capsprune.files import replacing
 from capsprune.report.columns import written
-from capsprune.report.results import Latency, Results, Row, Search, Spread, Trunk
+from capsprune.report.results import (
+    Head,
+    Latency,
+    Results,
+    Row,
+    Search,
+    Spread,
+    Trunk,
+    accuracies_by_amount,
+)
 
 BLUE, VERMILLION, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#6E6E6E"
 #: The paper has finetuned in blue and frozen in red.
 TRUNK_COLOURS: dict[Trunk, str] = {"finetuned": BLUE, "frozen": VERMILLION}
-HEAD_COLOURS = {"capsules": BLUE, "linear": GREY}
+HEAD_COLOURS: dict[Head, str] = {"capsules": BLUE, "linear": GREY}
 #: By pruned level, in order; a level's colour hangs on its place among those of the figure.
 LEVEL_COLOURS = ("#000000", "#0072B2", "#009E73", "#D55E00", "#CC79A7", "#E69F00", "#56B4E9")
 PNG_DPI = 150
@@ -232,18 +241,13 @@ def search_scatter(results: Results) -> _Drawing | None:
 
 
 def _draw_search(axis: Axes, search: Search) -> None:
-    scored = [c for c in search.candidates if "score" in c and "flops_ratio" in c]
-    # A candidate that came further was scored again, on more images: that score counts.
-    last: dict[int, Mapping[str, Any]] = {}
-    for candidate in sorted(scored, key=lambda c: c.get("rung", 0)):
-        last[candidate["index"]] = candidate
-    others = [c for index, c in last.items() if index != search.best]
+    scored = search.scored
+    others = [c for c in scored if c["index"] != search.best]
     axis.plot(
         [100 * c["flops_ratio"] for c in others], [100 * c["score"] for c in others],
         marker="o", markersize=5, color=BLUE, alpha=0.55, linestyle="", markeredgewidth=0,
     )  # fmt: skip
-    best = last.get(search.best) if search.best is not None else None
-    if best is not None:
+    for best in (c for c in scored if c["index"] == search.best):
         axis.plot(
             100 * best["flops_ratio"], 100 * best["score"], marker="D", markersize=8,
             color=VERMILLION, markeredgecolor="black", markeredgewidth=0.8, linestyle="", zorder=5,
@@ -491,8 +495,6 @@ def robustness_curves(results: Results) -> _Drawing | None:
 
 #: Name of the distortion, its unit, (where, trunk), per cent pruned.
 _RobustnessKey = tuple[str, str, tuple[str, str], int]
-#: The amount at which an image stays as it is, for the distortions where it is not 0.
-_IDENTITY = {"scale": 1.0}
 
 
 def _robustness(results: Results) -> dict[_RobustnessKey, dict[str, dict[float, list[float]]]]:
@@ -507,16 +509,10 @@ def _robustness(results: Results) -> dict[_RobustnessKey, dict[str, dict[float, 
             for name, unit in kinds.items():
                 key = (name, unit, (results.where(row), row.trunk), row.pruned)
                 heads = curves.setdefault(key, {})
-                for record in records:
-                    if record["distortion"] not in (name, "none"):
-                        continue
-                    amount = record["amount"]
-                    if record["distortion"] == "none":
-                        amount = _IDENTITY.get(name, 0.0)
-                    for head in ("capsules", "linear"):
-                        if record.get(head) is not None:
-                            by_amount = heads.setdefault(head, {})
-                            by_amount.setdefault(amount, []).append(100 * record[head])
+                for head in HEAD_COLOURS:
+                    for amount, found in accuracies_by_amount(records, name, head).items():
+                        by_amount = heads.setdefault(head, {})
+                        by_amount.setdefault(amount, []).extend(100 * one for one in found)
     return curves
 
 

@@ -18,10 +18,12 @@ from capsprune.report.charts import (
     network_key,
     tooltip,
 )
-from capsprune.report.results import Results, Row
+from capsprune.report.results import Head, Results, Row, accuracies_by_amount
 
 Summary = Mapping[str, Any]
 
+#: That are compared on distorted images.
+_HEADS: tuple[Head, ...] = ("capsules", "linear")
 #: Of each iteration of the routing: title, what goes upwards, and its key in an analysis.
 _PER_ITERATION = (
     ("Couplings", "entropy, 1 is uniform", "coupling_entropy"),
@@ -34,8 +36,6 @@ _BY_LEVEL = (
     ("Units that are on", "share", "active_share", 100, " %"),
     ("Primary capsules never active", "share", "never_active_share", 100, " %"),
 )
-#: Where an image stays as it is, for the distortions where that is not at 0.
-_UNDISTORTED = {"scale": 1.0}
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def _robustness(analysed: Sequence[_Analysed], levels: Levels) -> Figure | None:
         for distortion, unit in kinds:
             traces = []
             for one in of_network:
-                for head in ("capsules", "linear"):
+                for head in _HEADS:
                     key = levels.key(one.row.pruned, head == "linear")
                     trace = _robustness_line(one, distortion, unit, head, key)
                     if trace is not None:
@@ -116,19 +116,13 @@ def _points(one: _Analysed) -> list[Summary]:
 
 
 def _robustness_line(
-    one: _Analysed, distortion: str, unit: str, head: str, key: Key
+    one: _Analysed, distortion: str, unit: str, head: Head, key: Key
 ) -> Trace | None:
     """Make the line of one head under one distortion, None if it was not measured."""
-    accuracies: dict[float, list[float]] = {}
-    measured = [point for point in _points(one) if point.get(head) is not None]
-    if not any(point["distortion"] == distortion for point in measured):
+    points = _points(one)
+    if all(point["distortion"] != distortion or point.get(head) is None for point in points):
         return None
-    for point in measured:
-        if point["distortion"] in (distortion, "none"):
-            amount = point["amount"]
-            if point["distortion"] == "none":
-                amount = _UNDISTORTED.get(distortion, 0.0)
-            accuracies.setdefault(amount, []).append(point[head])
+    accuracies = accuracies_by_amount(points, distortion, head)
     amounts = sorted(accuracies)
     percents = [100 * (_mean(accuracies[amount]) or 0) for amount in amounts]
     tooltips = [

@@ -166,12 +166,7 @@ def _searches(results: Results) -> Figure | None:
 
 def _candidates(search: Search, keys: dict[str, Key]) -> list[Trace]:
     """Make the points of one search: those that were not chosen, and the one that was."""
-    # A candidate that came further was scored again, on more images: that score counts.
-    last: dict[Any, Mapping[str, Any]] = {}
-    for one in sorted(search.candidates, key=lambda one: one.get("rung", 0)):
-        if "score" in one and "flops_ratio" in one:
-            last[one["index"]] = one
-    scored = list(last.values())
+    scored = search.scored
     color = SERIES[search.seed % len(SERIES)]
     traces = []
     for chosen in (False, True):

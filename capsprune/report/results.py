@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -113,6 +113,18 @@ class Search:
     #: Index of the one that was chosen.
     best: int | None
 
+    @property
+    def scored(self) -> list[Mapping[str, Any]]:
+        """The candidates that have a score, each once.
+
+        One that came further was scored again, on more images: that score counts.
+        """
+        last: dict[int, Mapping[str, Any]] = {}
+        for one in sorted(self.candidates, key=lambda one: one.get("rung", 0)):
+            if "score" in one and "flops_ratio" in one:
+                last[one["index"]] = one
+        return list(last.values())
+
 
 @dataclass(frozen=True)
 class Latency:
@@ -136,6 +148,33 @@ class Latency:
     routing_kernel: str | None = None
     #: The sweep or run that was profiled.
     source: str = ""
+
+
+#: The amount of a distortion at which an image stays as it is, where that is not 0.
+_UNDISTORTED = {"scale": 1.0}
+
+
+def accuracies_by_amount(
+    records: Iterable[Mapping[str, Any]], distortion: str, head: Head
+) -> dict[float, list[float]]:
+    """Gather a head's accuracies under one distortion, those on undistorted images among them.
+
+    Args:
+        records: of the `robustness` of analyses, one or several seeds'.
+        distortion: which.
+        head: which.
+
+    Returns:
+        Accuracies, from 0 to 1, by amount; those that were not measured are left out.
+    """
+    found: dict[float, list[float]] = {}
+    for record in records:
+        if record["distortion"] in (distortion, "none") and record.get(head) is not None:
+            amount = record["amount"]
+            if record["distortion"] == "none":
+                amount = _UNDISTORTED.get(distortion, 0.0)
+            found.setdefault(amount, []).append(record[head])
+    return found
 
 
 @dataclass(frozen=True)
