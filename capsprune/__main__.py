@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import sys
 
@@ -15,6 +16,9 @@ _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 def main() -> None:
     """Run the command line; exit with 2 and one sentence on stderr for what a user can mend."""
     debug = "--debug" in sys.argv[1:]
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # The locale's encoding may lack what a name holds: it is escaped then, as on stderr.
+        sys.stdout.reconfigure(errors="backslashreplace")
     from capsprune.cli import app
 
     try:

@@ -198,9 +198,11 @@ def save_checkpoint(
             key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()
         }
         (partial / WEIGHTS).write_bytes(save(state))
-        (partial / ARCHITECTURE).write_text(architecture.model_dump_json(indent=1) + "\n")
+        (partial / ARCHITECTURE).write_text(
+            architecture.model_dump_json(indent=1) + "\n", encoding="utf-8"
+        )
         rows = "".join(json.dumps(dict(row)) + "\n" for row in history)
-        (partial / METRICS).write_text(rows)
+        (partial / METRICS).write_text(rows, encoding="utf-8")
         partial.rename(directory)
     except BaseException:
         for file in partial.glob("*"):
@@ -223,7 +225,9 @@ def read_architecture(directory: Path) -> Architecture:
             f"{ARCHITECTURE}; give the directory."
         )
     try:
-        return Architecture.model_validate_json((directory / ARCHITECTURE).read_text())
+        return Architecture.model_validate_json(
+            (directory / ARCHITECTURE).read_text(encoding="utf-8")
+        )
     except FileNotFoundError:
         raise CheckpointError(
             f"{directory} has no {ARCHITECTURE}, so it is no checkpoint of capsprune; give one "

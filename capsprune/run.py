@@ -196,7 +196,7 @@ class Run:
         request = {"options": options, "parent": parent}
         request_file = work / "request.json"
         try:
-            before = json.loads(request_file.read_text())
+            before = json.loads(request_file.read_text(encoding="utf-8"))
             same = before["parent"] == parent and not _changed(before["options"], options)
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             same = False
@@ -290,7 +290,7 @@ class Run:
     def read_split(self) -> str | None:
         """Give the run's split of its data set, as JSON, if one was drawn."""
         path = self.directory / _SPLIT_FILE
-        return path.read_text() if path.is_file() else None
+        return path.read_text(encoding="utf-8") if path.is_file() else None
 
     def write_split(self, split: str) -> None:
         """Note the run's split of its data set."""
@@ -415,7 +415,7 @@ def _directory(runs_dir: Path, name: str) -> Path:
 
 def _read_record(directory: Path) -> _RunRecord:
     try:
-        return _RunRecord.model_validate_json((directory / _RUN_FILE).read_text())
+        return _RunRecord.model_validate_json((directory / _RUN_FILE).read_text(encoding="utf-8"))
     except (ValidationError, UnicodeDecodeError) as error:
         raise RunError(
             f"{directory / _RUN_FILE} is damaged; give another --run, or remove that folder."

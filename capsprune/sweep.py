@@ -289,7 +289,7 @@ def read_sweep(runs_dir: Path, name: str) -> Sweep:
             f"There is no sweep '{name}' in {runs_dir}; start one with 'capsprune sweep RECIPE'."
         )
     try:
-        content = json.loads((directory / _SWEEP_FILE).read_text())
+        content = json.loads((directory / _SWEEP_FILE).read_text(encoding="utf-8"))
         recipe = SweepRecipe.model_validate(content["recipe"])
         return Sweep(directory, recipe, content["failed"])
     except (ValidationError, ValueError, KeyError, TypeError) as error:

@@ -140,7 +140,9 @@ def exported(layer: nn.Module) -> bytes:
 def extra_memory(what: str, kind: str, classes: int, batch: int) -> float:
     """Peak memory in MB that a step takes above what is resident; in a process of its own."""
     command = [sys.executable, __file__, "--probe", what, kind, str(classes), str(batch)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        command, capture_output=True, encoding="utf-8", errors="replace", check=True
+    )
     return float(json.loads(done.stdout.splitlines()[-1]))
 
 

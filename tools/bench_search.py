@@ -149,7 +149,7 @@ class Bench:
         """Give a step's result: the stored one if there is one."""
         path = self.out / f"{name}.json"
         if path.is_file():
-            return dict(json.loads(path.read_text()))
+            return dict(json.loads(path.read_text(encoding="utf-8")))
         self.progress.say(f"{time.strftime('%H:%M:%S')} {name}")
         result = make()
         write_text(path, json.dumps(result, indent=1) + "\n")

@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--seconds", type=float, help="how long the demo took")
     arguments = parser.parse_args()
-    stages = json.loads((arguments.run / "run.json").read_text())["stages"]
+    stages = json.loads((arguments.run / "run.json").read_text(encoding="utf-8"))["stages"]
     summary = {name: stage["summary"] for name, stage in stages.items()}
     baseline, capsules = summary["baseline"]["accuracy"], summary["caps"]["accuracy"]
     ratio, difference = summary["pruned"]["flops_ratio"], summary["onnx"]["max_abs_difference"]

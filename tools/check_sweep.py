@@ -31,7 +31,7 @@ def problems(directory: Path) -> list[str]:
     found += [f"{name} is missing" for name in REPORT if not (directory / name).is_file()]
     if found:
         return found
-    with (directory / "results.csv").open() as file:
+    with (directory / "results.csv").open(encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if row["head"] == "capsules"]
     if len(rows) != len(sweep.cells):
         found.append(f"results.csv has {len(rows)} capsule networks, not {len(sweep.cells)}")

@@ -33,7 +33,7 @@ NEEDED_BY_SOURCE_ONLY = ["yacs", "tabulate", "termcolor", "portalocker", "tqdm"]
 
 def requirements() -> list[str]:
     """List what the package and its development extra ask for."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     asked = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
     kept = [line for line in asked if line.split(">")[0].strip() not in SOURCE_ONLY]
     return [*kept, *NEEDED_BY_SOURCE_ONLY, *(f"{k}=={v}" for k, v in FIXED.items())]
@@ -70,7 +70,9 @@ def _dry_run(python: str, excluded: list[str]) -> list[dict[str, str]]:
             ],
             check=True,
         )
-        return [item["metadata"] for item in json.loads(report.read_text())["install"]]
+        return [
+            item["metadata"] for item in json.loads(report.read_text(encoding="utf-8"))["install"]
+        ]
 
 
 def main() -> None:
@@ -85,7 +87,7 @@ def main() -> None:
         if len(pythons) < len(PYTHONS):
             pin += "; " + " or ".join(f"python_version == '{python}'" for python in pythons)
         lines.append(pin)
-    (ROOT / "constraints.txt").write_text("\n".join(lines) + "\n")
+    (ROOT / "constraints.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     print(f"Wrote {len(lines) - 1} pins.")
 
 

@@ -165,7 +165,7 @@ def main() -> int:
         print(lines[-1], flush=True)
         print(f"{name}: {time.perf_counter() - started:.1f} s", file=sys.stderr)
     if arguments.markdown:
-        arguments.markdown.write_text("\n".join(lines) + "\n")
+        arguments.markdown.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return 1 if failed else 0
 
 

@@ -175,7 +175,7 @@ def scan_tiny_imagenet(folder: Path) -> ImageFolder:
     annotations = folder / "val" / "val_annotations.txt"
     paths: list[Path] = []
     labels: list[int] = []
-    for number, line in enumerate(annotations.read_text("utf-8").splitlines(), start=1):
+    for number, line in enumerate(annotations.read_text(encoding="utf-8").splitlines(), start=1):
         if not line.strip():
             continue
         file, _, rest = line.partition("\t")
@@ -197,7 +197,7 @@ def _class_names(folder: Path, wnids: tuple[str, ...]) -> tuple[str, ...]:
     file = folder / "words.txt"
     synonyms: dict[str, str] = {}
     if file.is_file():
-        for line in file.read_text("utf-8").splitlines():
+        for line in file.read_text(encoding="utf-8").splitlines():
             wnid, _, words_of_class = line.partition("\t")
             synonyms[wnid] = words_of_class.split(",")[0].strip()
     names = [synonyms.get(wnid) or wnid for wnid in wnids]

@@ -171,7 +171,11 @@ def _link_command(nvcc: str | None, compiler: list[str], objects: list[str]) -> 
 
 def _call(command: list[str], output: Path) -> None:
     done = subprocess.run(
-        [*command, "-o", str(output)], capture_output=True, text=True, check=False
+        [*command, "-o", str(output)],
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+        check=False,
     )
     if done.returncode != 0:
         told = next(

@@ -91,7 +91,7 @@ def analyse(options: AnalyseOptions, session: Session) -> StageRecord:
         ],
     }
     result = work / "analysis.json"
-    result.write_text(json.dumps(summary, indent=1) + "\n")
+    result.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     return stage.commit(result, uuid.uuid4().hex, summary)
 
 

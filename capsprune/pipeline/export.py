@@ -68,7 +68,9 @@ def export(options: ExportOptions, session: Session) -> dict[str, Any]:
             inline=options.inline,
         )
         report["path"] = str(final)
-        (result / "verification.json").write_text(json.dumps(report, indent=1) + "\n")
+        (result / "verification.json").write_text(
+            json.dumps(report, indent=1) + "\n", encoding="utf-8"
+        )
         record = stage.commit(result, report["sha256"], report)
     if options.output is None:
         return record.summary

@@ -84,7 +84,7 @@ def profile(options: ProfileOptions, session: Session) -> StageRecord:
         "measurements": [measurement.to_dict() for measurement in measurements],
     }
     result = work / "profile.json"
-    result.write_text(json.dumps(summary, indent=1) + "\n")
+    result.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     return stage.commit(result, uuid.uuid4().hex, summary)
 
 

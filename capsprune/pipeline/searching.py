@@ -158,7 +158,7 @@ def write_measured_flops(work: Path, options: PruneOptions, space: SearchSpace) 
 def read_measured_flops(work: Path, options: PruneOptions) -> float | None:
     """Read what an interrupted search for the same latency noted."""
     try:
-        noted = json.loads((work / _MEASURED).read_text())
+        noted = json.loads((work / _MEASURED).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return noted["flops"] if noted["latency"] == options.latency else None
@@ -297,7 +297,7 @@ def _open_study(options: PruneOptions, session: Session, stage: Stage, work: Pat
     owner = work / "owner.txt"
     if not owner.is_file():
         write_text(owner, uuid.uuid4().hex)
-    return Study(options.storage, name, owner=owner.read_text().strip())
+    return Study(options.storage, name, owner=owner.read_text(encoding="utf-8").strip())
 
 
 def _latency(network: nn.Module, image_size: int) -> float:

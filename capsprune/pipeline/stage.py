@@ -117,5 +117,5 @@ class Stage:
         rows = [epoch.to_dict() for epoch in history.epochs]
         save_checkpoint(result, network, architecture, rows)
         for name, text in (files or {}).items():
-            (result / name).write_text(text)
+            (result / name).write_text(text, encoding="utf-8")
         return self.commit(result, architecture.id, summary)

@@ -279,7 +279,7 @@ _HEADS: dict[str, StageName] = {"capsules": "caps", "linear": "linear"}
 def _profiled(path: Path, asked: Mapping[str, Any]) -> bool:
     """Whether these very networks were measured already, as asked."""
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_text(encoding="utf-8"))
         for one in found["variants"].values():
             del one["file_bytes"]
         return all(found[key] == value for key, value in asked.items())

@@ -112,7 +112,7 @@ def read_strategy(path: Path, model: str) -> Strategy:
         StrategyError: if the file is missing, is no strategy, or is for another backbone.
     """
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise StrategyError(f"There is no strategy file {path}; check the path.") from None
     except (OSError, ValueError) as error:

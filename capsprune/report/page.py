@@ -83,7 +83,7 @@ def write_page(results: Results, path: Path, judged: Sequence[Claim] | None = No
 
 
 def _asset(name: str) -> str:
-    return resources.files("capsprune.report").joinpath("assets", name).read_text("utf-8")
+    return resources.files("capsprune.report").joinpath("assets", name).read_text(encoding="utf-8")
 
 
 def _script_safe(text: str) -> str:

@@ -172,7 +172,7 @@ def resident_mb() -> float:
 def reset_peak_resident() -> bool:
     """Let `peak_resident_mb` begin anew; say whether the system can do it."""
     try:
-        Path("/proc/self/clear_refs").write_text("5")
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
     except OSError:
         return False
     return True
@@ -183,7 +183,7 @@ def peak_resident_mb() -> float | None:
     # Not ru_maxrss on Linux: a child starts with its parent's value.
     status = Path("/proc/self/status")
     if status.is_file():
-        for line in status.read_text().splitlines():
+        for line in status.read_text(encoding="utf-8").splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024 / BYTES_PER_MB
     if sys.platform == "win32":
@@ -245,6 +245,6 @@ def _microjoules(package: Path) -> int | None:
 
 def _read_int(path: Path) -> int | None:
     try:
-        return int(path.read_text())
+        return int(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None

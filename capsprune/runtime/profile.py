@@ -258,7 +258,9 @@ def _memory(
     command += [str(path), str(batch), provider, "--image-size", str(image_size)]
     if threads is not None:
         command += ["--threads", str(threads)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, capture_output=True, encoding="utf-8", errors="replace", check=False
+    )
     if done.returncode != 0:
         told = (done.stderr.strip().splitlines() or ["it was ended by the system"])[-1]
         raise CapspruneError(
@@ -306,7 +308,7 @@ def _node_events(
             spent += profiled.run()
             if spent > budget_seconds / 4:
                 break
-        return json.loads(Path(opened.end_profiling()).read_text())
+        return json.loads(Path(opened.end_profiling()).read_text(encoding="utf-8"))
 
 
 def _routing_share(

@@ -13,7 +13,7 @@ from capsprune.progress import Progress
 
 def append(path: Path, text: str, progress: Progress, place: int) -> None:
     progress.say(f"place {place}")
-    with path.open("a") as file:
+    with path.open("a", encoding="utf-8") as file:
         file.write(text)
 
 

@@ -43,7 +43,7 @@ def test_profile_is_written_where_asked(onnx_files, tmp_path):
     opened.run(None, {"image": IMAGES})
     written = Path(opened.end_profiling())
     assert written.parent == tmp_path
-    assert json.loads(written.read_text())
+    assert json.loads(written.read_text(encoding="utf-8"))
 
 
 def test_cuda_without_a_gpu(onnx_files, no_gpu):
