@@ -27,8 +27,7 @@ def _model_name(name: str) -> str:
 
 
 def _data_name(name: str) -> str:
-    known_data_set(name)
-    return name
+    return known_data_set(name)
 
 
 def _numbers(value: Any) -> Any:

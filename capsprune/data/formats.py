@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import math
 import struct
 import zlib
@@ -11,9 +12,12 @@ from pathlib import Path
 import numpy as np
 
 from capsprune.errors import DataError
+from capsprune.files import BadFileError, read_bytes
 
 _UNSIGNED_BYTE = 0x08
 _CIFAR_PIXELS = 3 * 32 * 32
+#: Bytes of an IDX file, at most: five times what the largest of Fashion-MNIST has.
+_IDX_LIMIT = 2**28
 
 
 def read_idx(path: Path, dimensions: int) -> np.ndarray:
@@ -30,23 +34,35 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
         DataError: the file is truncated, or is no such file.
     """
     remedy = "replace it by a whole copy, or delete it so that it is fetched again."
+    header = 4 + 4 * dimensions
     try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        stored = read_bytes(path, _IDX_LIMIT)
+        # Never more than is announced is unpacked: a small file may hold any number of bytes.
+        source = gzip.GzipFile(fileobj=io.BytesIO(stored)) if path.suffix == ".gz" else None
+        start = stored[:header] if source is None else source.read(header)
+        if len(start) < header or start[:4] != bytes((0, 0, _UNSIGNED_BYTE, dimensions)):
+            raise DataError(
+                f"File {path} is no IDX file of bytes in {dimensions} dimension(s): {remedy}"
+            )
+        shape = struct.unpack(f">{dimensions}I", start[4:])
+        announced = math.prod(shape)
+        if announced > _IDX_LIMIT:
+            raise DataError(
+                f"File {path} announces {announced} bytes of data, more than any data set known "
+                f"here has: {remedy}"
+            )
+        content = stored[header:] if source is None else source.read(announced + 1)
+    except BadFileError as error:
+        raise DataError(f"File {path} {error}: {remedy}") from error
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(f"File {path} is damaged or truncated ({error}): {remedy}") from error
-    header = 4 + 4 * dimensions
-    if len(content) < header or content[:4] != bytes((0, 0, _UNSIGNED_BYTE, dimensions)):
-        raise DataError(
-            f"File {path} is no IDX file of bytes in {dimensions} dimension(s): {remedy}"
-        )
-    shape = struct.unpack(f">{dimensions}I", content[4:header])
     # The header is only believed where the bytes bear it out.
-    if math.prod(shape) != len(content) - header:
+    if announced != len(content):
+        held = len(content) if len(content) < announced else "more"
         raise DataError(
-            f"File {path} announces {math.prod(shape)} bytes of data and holds "
-            f"{len(content) - header}: {remedy}"
+            f"File {path} announces {announced} bytes of data and holds {held}: {remedy}"
         )
-    return np.frombuffer(content, dtype=np.uint8, offset=header).reshape(shape)
+    return np.frombuffer(content, dtype=np.uint8).reshape(shape)
 
 
 def parse_cifar(

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import unicodedata
+from collections.abc import Sequence
+from pathlib import Path
+
 from capsprune.errors import DataError, unknown_name
 
 FOLDER = "imagefolder"
@@ -16,17 +21,24 @@ DATA_SETS: tuple[str, ...] = (
 )
 
 
-def known_data_set(name: str) -> None:
+#: Characters of a class's name, at most: as many bytes as file systems let the name of a folder be.
+_LONGEST_NAME = 255
+
+
+def known_data_set(name: str) -> str:
     """Check that `name` names a data set, without looking for the data themselves.
 
     Args:
         name: one of `DATA_SETS`, where PATH stands for a folder.
 
+    Returns:
+        The name as it is written down: the path of a folder is absolute in it.
+
     Raises:
         DataError: it does not; the message names the nearest that do.
     """
-    if name in DATA_SETS:
-        return
+    if name in DATA_SETS and not name.startswith(FOLDER):
+        return name
     kind, _, path = name.partition(":")
     if kind != FOLDER:
         raise DataError(unknown_name("data set", name, DATA_SETS))
@@ -34,6 +46,88 @@ def known_data_set(name: str) -> None:
         raise DataError(
             f"Data set '{name}' names no folder: write {FOLDER}:PATH, "
             f"where PATH holds one folder of images for each class."
+        )
+    return folder_data_set(_native(path))
+
+
+def folder_data_set(folder: str | Path) -> str:
+    """Give the name of the data set that lies in a folder: its path is absolute.
+
+    Raises:
+        DataError: there can be no such folder, or its path is no UTF-8.
+    """
+    if "\0" in str(folder):
+        raise DataError(f"{str(folder)!r} is no path: it holds a NUL; give the path of a folder.")
+    try:
+        path = Path(folder).expanduser().absolute()
+    except RuntimeError as error:
+        raise DataError(f"{folder} is no path ({error}): give the path of a folder.") from error
+    if ".." in path.parts:
+        path = path.resolve()
+    try:
+        return f"{FOLDER}:{os.fsencode(path).decode()}"
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"The path {str(path)!r} is no UTF-8, so it cannot be written down: rename the folder."
+        ) from error
+
+
+def data_set_folder(name: str) -> Path:
+    """The folder of "imagefolder:PATH", which a name spells in UTF-8 whatever the locale."""
+    return Path(_native(name.partition(":")[2]))
+
+
+def _native(path: str) -> str:
+    """A path as this process's locale spells it, out of one in Unicode or as it was typed."""
+    try:
+        encoded = path.encode()
+    except UnicodeEncodeError:  # Bytes that the locale cannot read: as they were typed.
+        return path
+    return path if os.path.lexists(path) else os.fsdecode(encoded)
+
+
+def utf8_name(folder: Path) -> str:
+    """The name of a folder, which is UTF-8 whatever the locale.
+
+    Raises:
+        DataError: it is no UTF-8.
+    """
+    try:
+        return os.fsencode(folder.name).decode()
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"The name of class folder {str(folder)!r} is no UTF-8: rename the folder, for "
+            f"instance by convmv."
+        ) from error
+
+
+def check_class_names(names: Sequence[str], data: str) -> None:
+    """Check that classes have names that can be written down and shown.
+
+    Args:
+        names: of the classes.
+        data: name of the data set, for the message.
+
+    Raises:
+        DataError: a name is empty, too long, holds control characters, or stands twice.
+    """
+    for name in names:
+        if not name.strip():
+            reason = "is empty"
+        elif len(name) > _LONGEST_NAME:
+            reason = f"has more than {_LONGEST_NAME} characters"
+        elif any(unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") for letter in name):
+            reason = "holds control characters"
+        else:
+            continue
+        raise DataError(
+            f"The name {name[:40]!r} of a class of data set '{data}' {reason}: give the class "
+            f"another name."
+        )
+    if len(set(names)) != len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise DataError(
+            f"Two classes of data set '{data}' have the name {twice!r}: give one another name."
         )
 
 

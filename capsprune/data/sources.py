@@ -25,9 +25,18 @@ from capsprune.data.folders import (
 )
 from capsprune.data.formats import parse_cifar, read_idx
 from capsprune.data.images import FileImages, ImageSet, Progress, TensorImages
-from capsprune.data.names import DATA_SETS, FOLDER, data_set_kind, known_data_set
+from capsprune.data.names import (
+    DATA_SETS,
+    FOLDER,
+    check_class_names,
+    data_set_folder,
+    data_set_kind,
+    folder_data_set,
+    known_data_set,
+)
 from capsprune.data.splits import Split, draw_split
 from capsprune.errors import DataError
+from capsprune.files import BadFileError, read_bytes
 
 __all__ = ["DATA_SETS", "DataSplits", "ImageSet", "default_root", "load_data"]
 
@@ -40,13 +49,14 @@ class DataSplits:
     """A data set, ready for use.
 
     Attributes:
-        name: as it was asked for.
+        name: as it was asked for; the path of a folder is absolute.
         class_names: C names; a label is a position in them.
         native_size: side in pixels of the images as the sets yield them.
         train: what to train on; shares its storage with what was carved from it.
         validation: what to choose by.
         test: what to report on.
         split: which image went where; store it to get the same sets again.
+        notes: sentences on the data that a user should know.
     """
 
     name: str
@@ -56,6 +66,7 @@ class DataSplits:
     validation: ImageSet
     test: ImageSet
     split: Split
+    notes: tuple[str, ...] = ()
 
     @property
     def num_classes(self) -> int:
@@ -84,12 +95,18 @@ class _Source:
     test: ImageSet | None
     validation_share: float
     test_share: float = 0.2
+    notes: tuple[str, ...] = ()
 
 
 def default_root() -> Path:
     """Where data sets are kept: $CAPSPRUNE_DATA, or else ~/.cache/capsprune/data."""
     chosen = os.environ.get("CAPSPRUNE_DATA")
-    return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "capsprune" / "data"
+    if not chosen:
+        return Path.home() / ".cache" / "capsprune" / "data"
+    try:
+        return Path(chosen).expanduser()
+    except RuntimeError as error:
+        raise DataError(f"$CAPSPRUNE_DATA is no path ({error}): set it to a folder.") from error
 
 
 def load_data(
@@ -107,7 +124,8 @@ def load_data(
 
     Args:
         name: one of `DATA_SETS`.
-        root: folder that holds data sets, or is to; `default_root()` if None.
+        root: folder that holds data sets, or is to; `default_root()` if None. Of a data set that is
+            a folder and that was split: that folder, where it was moved.
         image_size: side in pixels that the network takes. Images of a folder are decoded to it;
             all others keep their own size, and a transform resizes the batch.
         seed: what to draw the split from, non-negative.
@@ -119,11 +137,21 @@ def load_data(
     Raises:
         DataError: the data set is unknown, missing or unusable, or `split` does not fit it.
     """
-    known_data_set(name)
+    name = known_data_set(name)
     if image_size < 1:
         raise DataError(f"Image size {image_size} is too small: give at least 1 pixel.")
+    if root is not None and "\0" in str(root):
+        raise DataError(f"{str(root)!r} is no path: it holds a NUL; give the path of a folder.")
+    if root is not None and data_set_kind(name) == FOLDER:
+        if split is None:
+            raise DataError(
+                f"Data set '{name}' has its path in its name: leave --data-root out, which says "
+                f"where such a folder lies that was moved after the run began."
+            )
+        name = folder_data_set(root)
     request = _Request(name, root or default_root(), image_size, download, progress)
     source = _READERS[data_set_kind(name)](request)
+    check_class_names(source.class_names, name)
     if split is None:
         split = _draw(name, source, seed, part)
     else:
@@ -153,6 +181,7 @@ def load_data(
         validation=parts["validation"],
         test=parts["test"],
         split=split,
+        notes=source.notes,
     )
 
 
@@ -329,6 +358,10 @@ CIFAR = {
 }
 
 
+#: Bytes of a file of CIFAR, at most: four fifths more than the largest has.
+_CIFAR_LIMIT = 2**28
+
+
 def _read_cifar(request: _Request) -> _Source:
     layout = CIFAR[request.name]
     contents, place = _cifar_contents(request, layout)
@@ -352,7 +385,13 @@ def _read_cifar(request: _Request) -> _Source:
             )
         sets.append(_tensor_images(pixels, labels))
     pool, test = sets
-    names = contents[layout.names_file].decode("utf-8", "replace").split()
+    try:
+        names = contents[layout.names_file].decode("utf-8-sig").split()
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"File {place / layout.names_file} is no UTF-8 text (byte {error.start}): replace it "
+            f"by a whole copy."
+        ) from error
     if len(names) != layout.classes:
         raise DataError(
             f"File {place / layout.names_file} holds {len(names)} class names instead of "
@@ -380,7 +419,13 @@ def _cifar_contents(request: _Request, layout: Cifar) -> tuple[dict[str, bytes],
                 f"Folder {folder} lacks {', '.join(missing)}: unpack the archive again, or "
                 f"delete the folder so that the archive is used."
             )
-        return {file: (folder / file).read_bytes() for file in wanted}, folder
+        try:
+            return {file: read_bytes(folder / file, _CIFAR_LIMIT) for file in wanted}, folder
+        except BadFileError as error:
+            raise DataError(
+                f"A file in {folder} {error}: unpack the archive again, or delete the folder so "
+                f"that the archive is used."
+            ) from error
     archive = request.root / PurePosixPath(layout.url).name
     if not archive.is_file():
         _fetch(request, layout.url, archive, layout.md5)
@@ -423,7 +468,7 @@ def _read_tiny_imagenet(request: _Request) -> _Source:
 
 
 def _read_folder(request: _Request) -> _Source:
-    root = Path(request.name.partition(":")[2]).expanduser()
+    root = data_set_folder(request.name)
     return _file_source(request, scan_image_folder(root), root, request.image_size)
 
 
@@ -448,6 +493,7 @@ def _file_source(request: _Request, found: ImageFolder, root: Path, size: int) -
         test=None if found.test is None else as_set(found.test),
         validation_share=0.1,
         test_share=0.2,
+        notes=found.notes,
     )
 
 

@@ -38,6 +38,7 @@ class Session:
     overwrite: bool = False
     progress: Progress = field(default_factory=Progress)
     _data: dict[tuple[str, Path | None, int], DataSplits] = field(default_factory=dict)
+    _said: set[str] = field(default_factory=set)
     _fabric: Fabric | None = None
 
     @property
@@ -52,7 +53,7 @@ class Session:
         return self._fabric
 
     def data(self, name: str, root: Path | None, image_size: int, part: float = 1.0) -> DataSplits:
-        """Load a data set, split as this run splits it.
+        """Load a data set, split as this run splits it, and say what is to be known of it.
 
         Args:
             name: of the data set.
@@ -78,7 +79,15 @@ class Session:
                     part=part,
                     progress=lambda what, done, total: bar(done, total, what),
                 )
+            self._note(self._data[key])
         return self._data[key]
+
+    def _note(self, loaded: DataSplits) -> None:
+        """Say what is to be known of the data, once."""
+        for note in loaded.notes:
+            if note not in self._said:
+                self._said.add(note)
+                self.progress.say(note)
 
     def batches(
         self, images: ImageSet, image_size: int, batch_size: int = EVALUATION_BATCH

@@ -134,6 +134,14 @@ def test_damaged_zip_leaves_nothing(tmp_path, damage):
     assert [path.name for path in tmp_path.iterdir()] == ["a.zip"]
 
 
+def test_a_zip_bomb_is_not_unpacked(tmp_path, monkeypatch):
+    archive = make_zip(tmp_path / "a.zip", {"top/a": "A" * 200, "top/b": "B" * 200})
+    monkeypatch.setattr(download, "_UNPACKED_LIMIT", 399)
+    with pytest.raises(DataError, match=r"GB unpacked, which is no data set .*: delete it"):
+        unpack_zip(archive, tmp_path / "top")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.zip"]
+
+
 def test_zip_without_the_folder(tmp_path):
     archive = tmp_path / "a.zip"
     make_zip(archive, {})

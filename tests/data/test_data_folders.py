@@ -1,3 +1,6 @@
+import os
+import unicodedata
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -80,6 +83,165 @@ def test_a_class_may_be_named_train(tmp_path):
     assert load(write_classes(tmp_path, ("bus", "train"))).class_names == ("bus", "train")
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("Training", "Testing"),
+        ("TRAIN", "TEST"),
+        ("train", "Test"),
+        ("training", "VAL"),
+        ("Train", "Valid"),
+        ("TRAINING", "Validation"),
+    ],
+)
+def test_sets_are_known_in_any_case(tmp_path, names):
+    write_classes(tmp_path / names[0], count=10)
+    write_classes(tmp_path / names[1], count=3)
+    data = load(tmp_path)
+    assert data.class_names == ("cat", "dog")
+    own = {"test": data.test, "val": data.validation}[
+        "test" if names[1].lower().startswith("t") else "val"
+    ]
+    assert len(own) == 6 and sum(data.split.counts.values()) == 26
+    assert not data.notes
+
+
+@pytest.mark.parametrize("pair", [("train", "TRAIN"), ("train", "Training"), ("test", "testing")])
+def test_two_folders_that_mean_the_same_set_are_refused(tmp_path, pair):
+    for name in {"train", *pair}:
+        write_classes(tmp_path / name)
+    with pytest.raises(
+        DataError, match=f"holds both {pair[1]} and {pair[0]}|{pair[0]} and {pair[1]}"
+    ):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("place", ["", "unknown"])
+@pytest.mark.parametrize("name", ["test", "Validation"])
+def test_a_set_without_classes_is_left_out_and_said(tmp_path, name, place):
+    write_classes(tmp_path / "train")
+    write_image(tmp_path / name / place / "1.png")
+    data = load(tmp_path)
+    assert (len(data.train), len(data.validation), len(data.test)) == (14, 2, 4)
+    assert [note for note in data.notes if f"{name} has no class folders and is left out" in note]
+
+
+def test_files_kept_beside_images_are_left_out_and_said(tmp_path):
+    write_classes(tmp_path)
+    for name in ("cat/notes.txt", "cat/labels.JSON", "dog/a.xml", "dog/.DS_Store"):
+        (tmp_path / name).write_text("x")
+    data = load(tmp_path)
+    assert sum(data.split.counts.values()) == 20
+    (note,) = data.notes
+    assert note.startswith("3 file(s) beside the images") and "cat/labels.JSON" in note
+
+
+def test_folders_beside_the_sets_are_said(tmp_path):
+    write_classes(tmp_path / "train")
+    (tmp_path / "eel").mkdir()
+    (note,) = load(tmp_path).notes
+    assert note.endswith("beside train, val and test are left out: eel")
+
+
+def test_a_folder_of_images_within_each_class_is_no_question(tmp_path):
+    for name in ("cat", "dog"):
+        write_classes(tmp_path / name, ("images",))
+    assert load(tmp_path).class_names == ("cat", "dog")
+
+
+def test_links_are_followed(tmp_path):
+    write_classes(tmp_path / "elsewhere", ("more", "birds"), count=5)
+    root = write_classes(tmp_path / "root")
+    (root / "cat" / "linked").symlink_to(tmp_path / "elsewhere" / "more")
+    (root / "bird").symlink_to(tmp_path / "elsewhere" / "birds")
+    (root / "cat" / "x.png").symlink_to(tmp_path / "elsewhere" / "more.png")
+    write_image(tmp_path / "elsewhere" / "more.png")
+    data = load(root)
+    assert data.class_names == ("bird", "cat", "dog")
+    assert sum(data.split.counts.values()) == 31
+    assert not data.notes
+
+
+def loop_to_class(root):
+    (root / "cat" / "deep").mkdir()
+    (root / "cat" / "deep" / "loop").symlink_to(root / "cat")
+
+
+def loop_to_root(root):
+    (root / "cat" / "loop").symlink_to("..")
+
+
+def loop_above_root(root):
+    (root / "cat" / "loop").symlink_to(root.parent)
+
+
+def link_to_other_class(root):
+    (root / "dog" / "all").symlink_to(root / "cat")
+
+
+def link_before_its_folder(root):
+    (root / "cat" / "00.png").unlink()
+    write_image(root / "cat" / "z" / "00.png")
+    (root / "cat" / "a").symlink_to("z")
+
+
+def link_to_image(root):
+    (root / "cat" / "again.png").symlink_to(root / "dog" / "00.png")
+
+
+def loop_outside(root):
+    outside = root.parent / "outside"
+    outside.mkdir()
+    (outside / "loop").symlink_to(outside)
+    (root / "cat" / "out").symlink_to(outside)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        loop_to_class,
+        loop_to_root,
+        loop_above_root,
+        link_to_other_class,
+        link_before_its_folder,
+        link_to_image,
+        loop_outside,
+    ],
+)
+def test_every_image_is_found_once(tmp_path, make):
+    root = write_classes(tmp_path / "root")
+    make(root)
+    data = load(root)
+    assert sum(data.split.counts.values()) == 20
+    (note,) = data.notes
+    assert note.startswith("1 link(s) to what was found already, or to a folder around, were left")
+
+
+def test_classes_may_have_names_of_any_script(tmp_path):
+    names = ("Käfer", "日本語", "🐈", unicodedata.normalize("NFD", "é"), "a b")
+    assert load(write_classes(tmp_path, names)).class_names == tuple(sorted(names))
+
+
+@pytest.mark.parametrize("path", ["~nobody-at-all/x", "a\0b", os.fsdecode(b"caf\xe9")])
+def test_a_path_that_is_none_is_refused(path):
+    with pytest.raises(DataError, match=r"give the path of a folder|rename the folder"):
+        load(path)
+
+
+def test_a_folder_that_moved_is_found_by_its_new_place(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    data = load(write_classes(tmp_path / "old").relative_to(tmp_path))
+    assert data.name == data.split.data == f"imagefolder:{tmp_path / 'old'}"
+    (tmp_path / "old").rename(tmp_path / "new")
+    with pytest.raises(DataError, match=r"does not exist: .* by --data-root"):
+        load(tmp_path / "old", split=data.split)
+    moved = {"root": tmp_path / "new", "image_size": 8}
+    again = load_data(data.name, split=data.split, **moved)
+    assert again.name == f"imagefolder:{tmp_path / 'new'}"
+    with pytest.raises(DataError, match="leave --data-root out"):
+        load_data(data.name, **moved)
+
+
 def test_split_is_applied_again_also_where_the_folder_moved(tmp_path):
     data = load(write_classes(tmp_path / "old"), seed=5)
     (tmp_path / "old").rename(tmp_path / "new")
@@ -116,9 +278,64 @@ def empty_class(root):
     (root / "eel" / ".DS_Store").touch()
 
 
-def text_file(root):
+def other_files(root):
     write_classes(root)
-    (root / "dog" / "notes.txt").write_text("x")
+    for name in ("clip.mp4", "more.npy"):
+        (root / "dog" / name).write_text("x")
+
+
+def pipes(root):
+    write_classes(root)
+    for name in ("a", "b.png"):
+        os.mkfifo(root / "dog" / name)
+
+
+def dangling(root):
+    write_classes(root)
+    (root / "dog" / "a.png").symlink_to("nowhere")
+    (root / "dog" / "b").symlink_to("b")  # to itself
+
+
+def dangling_class(root):
+    write_classes(root)
+    (root / "eel").symlink_to("nowhere")
+
+
+def class_twice(root):
+    write_classes(root)
+    (root / "eel").symlink_to("cat")
+
+
+def latin_1_class(root):
+    write_classes(root)
+    (root / "cat").rename(os.fsdecode(os.fsencode(root) + b"/caf\xe9"))
+
+
+def control_class(root):
+    write_classes(root, ("a\nb", "dog"))
+
+
+def blank_class(root):
+    write_classes(root, (" ", "dog"))
+
+
+def sets_in_classes(root):
+    for name in ("cat", "dog"):
+        write_classes(root / name, ("train", "test"))
+
+
+def classes_in_parts(root):
+    for name in ("part1", "part2"):
+        write_classes(root / name)
+
+
+def beside_test(root):
+    write_classes(root)
+    write_classes(root / "Testing")
+
+
+def wrapped(root):
+    write_classes(root / "inner")
 
 
 def truncated(root):
@@ -159,12 +376,27 @@ def one_each(root):
 @pytest.mark.parametrize(
     ("make", "cause", "remedy"),
     [
-        (no_folder, "does not exist", "give the path of a folder"),
+        (no_folder, "does not exist", "give its new place by --data-root"),
         (a_file, "is not a folder", "give the folder that holds"),
         (empty, "holds no class folders", "put the images of each class into a folder"),
         (one_class, "one class only, 'cat'", "add the folder of another class"),
         (empty_class, r"eel holds no images", "add some, or remove the folder"),
-        (text_file, r"notes\.txt is no image", "move it out of the class folder"),
+        (
+            other_files,
+            r"clip\.mp4, \S+more\.npy are no image by name",
+            "move out of the class folders",
+        ),
+        (pipes, r"dog/a, \S+dog/b\.png are no file but a pipe", "move out of the class folders"),
+        (dangling, r"dog/a\.png, \S+dog/b are a link that leads", "move out of the class folders"),
+        (dangling_class, r"eel is a link that leads nowhere", "bring back"),
+        (class_twice, r"cat and \S+eel are one folder, by a link", "keep only one"),
+        (latin_1_class, r"caf\S+e9' is no UTF-8", "rename the folder"),
+        (control_class, r"'a\\nb' of a class .* holds control characters", "another name"),
+        (blank_class, r"The name ' ' of a class .* is empty", "another name"),
+        (sets_in_classes, r"cat, dog in \S+ hold no images but .*\(test, train\)", "arrange"),
+        (classes_in_parts, r"part1, part2 in .* \(cat, dog\)", "arrange the images"),
+        (beside_test, r"holds class folders beside \S+Testing", "move those"),
+        (wrapped, r"holds one class only, 'inner'", "inner itself"),
         (truncated, r"dog/03\.png cannot be decoded", "replace the file or remove it"),
         (no_picture, r"dog/03\.png cannot be decoded", "replace the file or remove it"),
         (

@@ -1,7 +1,10 @@
 import gzip
+import io
+import os
 import struct
 
 import numpy as np
+import psutil
 import pytest
 
 from capsprune.data.formats import parse_cifar, read_idx
@@ -31,8 +34,8 @@ def test_idx_round_trip(tmp_path, suffix):
         (b"\x80\x04pickle of some kind", "no IDX file"),
         (idx(IMAGES[0, 0]), "no IDX file"),
         (idx(IMAGES)[:-1], "announces 24 bytes of data and holds 23"),
-        (idx(IMAGES) + b"x", "announces 24 bytes of data and holds 25"),
-        (bytes((0, 0, 8, 3)) + b"\xff" * 12, "announces .* and holds 0"),
+        (idx(IMAGES) + b"x", "announces 24 bytes of data and holds more"),
+        (bytes((0, 0, 8, 3)) + b"\xff" * 12, "announces 792.* bytes of data, more than any"),
     ],
 )
 def test_bad_idx_is_refused(tmp_path, content, cause):
@@ -45,6 +48,28 @@ def test_bad_idx_is_refused(tmp_path, content, cause):
             read_idx(path, 3)
         assert str(path) in str(caught.value)
         assert "replace it by a whole copy" in str(caught.value)
+
+
+@pytest.mark.parametrize("shape", [IMAGES.shape, (2**14, 2**7, 2**7), (2**16, 2**7, 2**7)])
+def test_a_gzip_bomb_is_not_unpacked(tmp_path, shape):
+    content = io.BytesIO()
+    with gzip.GzipFile(fileobj=content, mode="wb", compresslevel=1) as file:
+        file.write(idx(np.zeros((0, 0, 0)))[:4] + struct.pack(">3I", *shape))
+        for _ in range(2**9 + 1):
+            file.write(bytes(2**20))
+    path = tmp_path / "images.gz"
+    path.write_bytes(content.getvalue())
+    process = psutil.Process()
+    before = process.memory_info().rss
+    with pytest.raises(DataError, match="replace it by a whole copy"):
+        read_idx(path, 3)
+    assert process.memory_info().rss - before < 2**28
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "images")
+    with pytest.raises(DataError, match=r"images is no regular file: replace it"):
+        read_idx(tmp_path / "images", 3)
 
 
 @pytest.mark.parametrize("content", [gzip.compress(idx(IMAGES))[:-9], b"no gzip", b"\x1f\x8b\x08"])

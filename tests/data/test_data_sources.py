@@ -6,6 +6,7 @@ import shutil
 import struct
 import tarfile
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -256,6 +257,16 @@ def test_cifar_archive_of_other_checksum_is_not_opened(tmp_path, small_cifar, mo
             lambda files, layout: files.update({layout.names_file: b"cat dog"}),
             "holds 2 class names instead of",
         ),
+        (
+            lambda files, layout: files.update({layout.names_file: "Käfer".encode("utf-16")}),
+            "is no UTF-8 text",
+        ),
+        (
+            lambda files, layout: files.update(
+                {layout.names_file: files[layout.names_file].replace(b"class1\n", b"class0\n")}
+            ),
+            "Two classes of data set .* have the name 'class0'",
+        ),
     ],
 )
 def test_damaged_cifar_folder(tmp_path, small_cifar, damage, cause):
@@ -267,7 +278,8 @@ def test_damaged_cifar_folder(tmp_path, small_cifar, damage, cause):
         (folder / file).write_bytes(content)
     with pytest.raises(DataError, match=cause) as caught:
         load_data(name, root=tmp_path, image_size=32)
-    assert any(word in str(caught.value) for word in ("whole copy", "unpack the archive again"))
+    remedies = ("whole copy", "unpack the archive again", "give one another name")
+    assert any(remedy in str(caught.value) for remedy in remedies)
 
 
 # Tiny ImageNet
@@ -346,6 +358,34 @@ def test_bad_annotations(tmp_path, line, cause):
     with pytest.raises(DataError, match=cause) as caught:
         load_data("tiny-imagenet", root=tmp_path, image_size=64)
     assert "unpack tiny-imagenet-200.zip again" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["val/val_annotations.txt", "words.txt"])
+@pytest.mark.parametrize("encoding", ["utf-16", "latin-1"])
+def test_annotations_that_are_no_utf_8(tmp_path, name, encoding):
+    folder = write_tiny_imagenet(tmp_path / "tiny-imagenet-200")
+    (folder / name).write_text("n01\tKäfer\n", encoding=encoding)
+    with pytest.raises(DataError, match=r"txt is no UTF-8 text .*unpack tiny-imagenet-200\.zip"):
+        load_data("tiny-imagenet", root=tmp_path, image_size=64)
+
+
+@pytest.mark.parametrize("words", ["\x07", "x" * 300])
+def test_class_names_that_cannot_be_shown_are_refused(tmp_path, words):
+    folder = write_tiny_imagenet(tmp_path / "tiny-imagenet-200")
+    (folder / "words.txt").write_bytes(f"n01\tab{words}c\n".encode())
+    with pytest.raises(DataError, match=r"of a class of .* (control|255) characters: give"):
+        load_data("tiny-imagenet", root=tmp_path, image_size=64)
+
+
+@pytest.mark.parametrize("name", ["~nobody-at-all/x", "a\0b"])
+def test_a_root_that_is_no_path_is_refused(tmp_path, monkeypatch, name):
+    if "\0" in name:
+        with pytest.raises(DataError, match="give the path of a folder"):
+            load_data("cifar10", root=Path(name), image_size=32)
+    else:
+        monkeypatch.setenv("CAPSPRUNE_DATA", name)
+        with pytest.raises(DataError, match="set it to a folder"):
+            load_data("cifar10", image_size=32)
 
 
 def test_incomplete_tiny_imagenet(tmp_path):
