@@ -288,9 +288,9 @@ def test_data_folders_that_cannot_be_used(cli: Cli, tmp_path: Path) -> None:
     refused(outcome(), "class")
     for index in range(10):
         picture(data / "dog" / f"{index}.png", index)
-    (data / "dog" / "notes.txt").write_text("no image")
-    refused(outcome(), "notes.txt")
-    (data / "dog" / "notes.txt").unlink()
+    (data / "dog" / "clip.mp4").write_text("no image")
+    refused(outcome(), "clip.mp4")
+    (data / "dog" / "clip.mp4").unlink()
     whole = (data / "dog" / "3.png").read_bytes()
     (data / "dog" / "3.png").write_bytes(whole[: len(whole) // 2])
     refused(outcome(), "3.png")
