@@ -26,6 +26,7 @@ from capsprune.backbones.weights import with_versions
 from capsprune.capsules import CapsuleNetwork
 from capsprune.data.transforms import NORMALISATION
 from capsprune.errors import CapspruneError, CheckpointError
+from capsprune.files import make_folder, move, scratch
 from capsprune.pruning.shrink import layer_channels, resize_layers
 
 if TYPE_CHECKING:
@@ -191,24 +192,17 @@ def save_checkpoint(
     Raises:
         OSError: if it cannot be written; nothing is left under the final name.
     """
-    partial = directory.with_name(f"{directory.name}.partial-{uuid.uuid4().hex[:8]}")
-    partial.mkdir(parents=True)
-    try:
+    make_folder(directory.parent)
+    with scratch(directory.parent, directory.name) as partial:
         state = {
             key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()
         }
         (partial / WEIGHTS).write_bytes(save(state))
-        (partial / ARCHITECTURE).write_text(
-            architecture.model_dump_json(indent=1) + "\n", encoding="utf-8"
-        )
+        described = architecture.model_dump_json(indent=1) + "\n"
+        (partial / ARCHITECTURE).write_text(described, encoding="utf-8")
         rows = "".join(json.dumps(dict(row)) + "\n" for row in history)
         (partial / METRICS).write_text(rows, encoding="utf-8")
-        partial.rename(directory)
-    except BaseException:
-        for file in partial.glob("*"):
-            file.unlink()
-        partial.rmdir()
-        raise
+        move(partial, directory)
 
 
 def read_architecture(directory: Path) -> Architecture:

@@ -7,8 +7,11 @@ holds the name is flushed too. So neither a crash nor a loss of power leaves a f
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
+import secrets
+import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +27,10 @@ except ImportError:  # Windows: files are replaced as well there, what a crash l
 TEXT_LIMIT = 64 * 2**20
 
 _PARTIAL = ".partial"
+#: Above so many files, the system is told once to write all that it holds back.
+_MANY = 1000
+#: What file systems that cannot flush, as some cannot a folder, say of it.
+_CANNOT_FLUSH = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EROFS}
 
 
 class BadFileError(ValueError):
@@ -34,24 +41,43 @@ class BadFileError(ValueError):
 def replacing(path: Path) -> Iterator[Path]:
     """Give a place beside `path` to write to; it takes that name when the block ends without error.
 
-    What processes that are gone left half-written in that folder is removed first.
+    What processes that are gone left half-written in that folder is removed first. The place is a
+    file that is there already, and empty: it is to be written to, not to be replaced.
 
     Raises:
         OSError: if it cannot be written or renamed. What was written is removed whenever anything
             is raised.
     """
     remove_partials(path.parent)
-    partial = path.with_name(f".{path.name}.{os.getpid()}{_PARTIAL}")
-    descriptor = os.open(partial, os.O_CREAT | os.O_TRUNC | os.O_RDWR, 0o666)
+    partial, descriptor = _make_partial(path, folder=False)
     try:
-        if fcntl is not None:  # Says that whoever writes it lives.
-            with contextlib.suppress(OSError):  # A file system without locks.
-                fcntl.flock(descriptor, fcntl.LOCK_SH)
         yield partial
         move(partial, path)
     finally:
         os.close(descriptor)
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def scratch(parent: Path, name: str) -> Iterator[Path]:
+    """Give a new folder to work in, which is gone when the block ends.
+
+    Where its process is killed, whoever works in `parent` next removes it.
+
+    Args:
+        parent: where it lies.
+        name: what it is for.
+
+    Raises:
+        OSError: if it cannot be made.
+    """
+    remove_partials(parent)
+    folder, descriptor = _make_partial(parent / name, folder=True)
+    try:
+        yield folder
+    finally:
+        os.close(descriptor)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -65,11 +91,37 @@ def write_bytes(path: Path, content: bytes | memoryview) -> None:
         partial.write_bytes(content)
 
 
+def make_folder(path: Path) -> list[Path]:
+    """Make a folder, and those above it, so that they survive even the loss of power.
+
+    Returns:
+        Those that were not there, the outermost first.
+
+    Raises:
+        OSError: if it cannot be made, or there is a file of that name.
+    """
+    missing = [path]
+    while not missing[0].parent.exists():
+        missing.insert(0, missing[0].parent)
+    made = []
+    for folder in missing:
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            if not folder.is_dir():
+                raise
+        else:
+            made.append(folder)
+            _flush_one(folder.parent)
+    return made
+
+
 def move(source: Path, target: Path) -> None:
     """Rename a file or a folder so that, after a loss of power too, the new name means all of it.
 
     Raises:
-        OSError: if it cannot be renamed; an existing file is replaced, an existing folder is not.
+        OSError: if it cannot be written or renamed; an existing file is replaced, an existing
+            folder is not.
     """
     flush(source)
     source.replace(target)
@@ -79,34 +131,161 @@ def move(source: Path, target: Path) -> None:
 
 
 def flush(path: Path) -> None:
-    """Have a file, or a folder with all that is in it, written to the disk."""
-    if path.is_dir() and not path.is_symlink():
-        for inner in path.iterdir():
-            flush(inner)
+    """Have a file, or a folder with all that is in it, written to the disk.
+
+    Raises:
+        OSError: if the disk does not take it.
+    """
+    if path.is_symlink():
+        return
+    if not path.is_dir():
+        _flush_one(path)
+        return
+    inside = [inner for inner in path.rglob("*") if not inner.is_symlink()]
+    if len(inside) > _MANY and hasattr(os, "sync"):
+        os.sync()
+        return
+    for inner in reversed(inside):  # a folder after what is in it
+        _flush_one(inner)
     _flush_one(path)
 
 
 def _flush_one(path: Path) -> None:
     try:
         descriptor = os.open(path, os.O_RDONLY)
-    except OSError:  # A folder where the system opens none, or a file that may not be read.
+    except PermissionError:  # A folder where the system opens none, or a file that may not be read.
         return
     try:
-        with contextlib.suppress(OSError):  # File systems that cannot flush a folder say EINVAL.
-            os.fsync(descriptor)
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _CANNOT_FLUSH:
+            raise
     finally:
         os.close(descriptor)
 
 
+@contextmanager
+def holding(path: Path, wait: bool = True) -> Iterator[None]:
+    """Hold a lock file, made if it is not there, as one alone can at a time.
+
+    The lock ends with the process, however it ends. Only who holds the file may remove it: those
+    who waited for it then hold the one that is in its place.
+
+    Raises:
+        BlockingIOError: if another holds it, and `wait` is false.
+        OSError: if it cannot be made.
+    """
+    descriptor = _lock(path, wait)
+    if descriptor is None:
+        with _holding_without_flock(path, wait):
+            yield
+        return
+    try:
+        yield
+    finally:
+        fcntl.flock(descriptor, fcntl.LOCK_UN)  # At once, even if a child has inherited it.
+        os.close(descriptor)
+
+
+def _lock(path: Path, wait: bool) -> int | None:
+    """Open and lock a file; None where there is no `flock`."""
+    while fcntl is not None:
+        descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            if _is_at(descriptor, path):
+                return descriptor
+        except OSError as error:
+            os.close(descriptor)
+            if error.errno != errno.ENOSYS:
+                raise
+            break
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)  # Whoever held it has removed it.
+    return None
+
+
+@contextmanager
+def _holding_without_flock(path: Path, wait: bool) -> Iterator[None]:
+    from filelock import FileLock, Timeout
+
+    try:
+        lock = FileLock(path).acquire(timeout=-1 if wait else 0)
+    except Timeout:
+        raise BlockingIOError from None
+    with lock:
+        yield
+
+
 def remove_partials(folder: Path) -> None:
-    """Remove what `replacing` was writing in a folder when its process was killed."""
+    """Remove what `replacing`, `scratch` and `discard` left in a folder when they were killed."""
     if fcntl is None:
         return
     with contextlib.suppress(OSError):
         for partial in folder.glob(f".*{_PARTIAL}"):
-            with contextlib.suppress(OSError), partial.open("rb") as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # raises while its writer lives
-                partial.unlink()
+            with contextlib.suppress(OSError):
+                descriptor = os.open(partial, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+                try:
+                    # Raises while its writer lives.
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    if partial.is_dir():
+                        shutil.rmtree(partial)
+                    else:
+                        partial.unlink()
+                finally:
+                    os.close(descriptor)
+
+
+def discard(path: Path) -> None:
+    """Remove a file or a folder, if it is there, at once: killed, it leaves nothing of that name.
+
+    Raises:
+        OSError: if it cannot be renamed.
+    """
+    partial = _partial_of(path)
+    with contextlib.suppress(FileNotFoundError):
+        path.rename(partial)
+        if partial.is_dir() and not partial.is_symlink():
+            shutil.rmtree(partial, ignore_errors=True)
+        else:
+            partial.unlink()
+
+
+def _partial_of(path: Path) -> Path:
+    # So short that it fits wherever the name itself does.
+    return path.with_name(f".{path.name[:50]}.{secrets.token_hex(4)}{_PARTIAL}")
+
+
+def _make_partial(path: Path, folder: bool) -> tuple[Path, int]:
+    """Make a file or a folder beside `path`, and say that whoever works on it lives.
+
+    Returns:
+        It, and a descriptor that is to be closed in the end.
+    """
+    while True:
+        partial = _partial_of(path)
+        if folder:
+            partial.mkdir()
+            descriptor = os.open(partial, os.O_RDONLY)
+        else:
+            descriptor = os.open(partial, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
+        if fcntl is None:
+            return partial, descriptor
+        with contextlib.suppress(OSError):  # A file system without locks.
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+        if _is_at(descriptor, partial):
+            return partial, descriptor
+        os.close(descriptor)  # Somebody found it before it was locked.
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    """Whether a path still means the file that was opened there."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat(follow_symlinks=False))
+    except FileNotFoundError:
+        return False
 
 
 def read_bytes(path: Path, limit: int = TEXT_LIMIT) -> bytes:

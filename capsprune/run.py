@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import os
@@ -9,17 +10,26 @@ import platform
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from capsprune.errors import RunError
-from capsprune.files import write_text
+from capsprune.files import (
+    discard,
+    flush,
+    holding,
+    make_folder,
+    move,
+    read_json,
+    read_text,
+    remove_partials,
+    write_text,
+)
 
 StageName = Literal["baseline", "pruned", "caps", "linear", "onnx", "profile", "analysis"]
 
@@ -51,6 +61,7 @@ _RUN_FILE = "run.json"
 _SPLIT_FILE = "split.json"
 _WORK = ".work"
 _LOCK = ".lock"
+_COMMIT = "commit.json"
 _PACKAGES = (
     "capsprune",
     "torch",
@@ -85,6 +96,15 @@ class _RunRecord(BaseModel):
     seed: int
     versions: dict[str, str]
     stages: dict[StageName, StageRecord] = Field(default_factory=dict)
+
+
+class _Commit(BaseModel):
+    """A result that is whole, in the working directory of its stage, and what run.json will say."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    result: Annotated[str, Field(pattern=r"^[a-z]+(\.json)?$")]
+    record: StageRecord
 
 
 class Run:
@@ -196,15 +216,15 @@ class Run:
         request = {"options": options, "parent": parent}
         request_file = work / "request.json"
         try:
-            before = json.loads(request_file.read_text(encoding="utf-8"))
+            before = read_json(request_file)
             same = before["parent"] == parent and not _changed(before["options"], options)
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             same = False
         if not same:
-            shutil.rmtree(work, ignore_errors=True)
-            work.mkdir(parents=True)
+            discard(work)
+            make_folder(work)
             write_text(request_file, json.dumps(request))
-        shutil.rmtree(work / "result", ignore_errors=True)
+        discard(work / "result")
         if not is_run(self.directory):
             self._save()
         return work
@@ -231,12 +251,6 @@ class Run:
             seconds: how long it took.
             summary: what came of it.
         """
-        final = self.path(stage)
-        replaced = self.directory / _WORK / f"replaced-{stage}"
-        _remove(replaced)
-        if final.exists():
-            final.rename(replaced)
-        result.rename(final)
         record = StageRecord(
             options=options,
             parent=parent,
@@ -245,12 +259,47 @@ class Run:
             seconds=round(seconds, 3),
             summary=summary,
         )
-        self._record.stages[stage] = record
-        self._record.versions = _versions()
-        self._save()
-        _remove(replaced)
-        shutil.rmtree(self.work(stage), ignore_errors=True)
+        flush(result)
+        # From here on the stage is done, whatever happens: `_recover` does the rest if need be.
+        noted = _Commit(result=result.name, record=record)
+        write_text(self.work(stage) / _COMMIT, noted.model_dump_json())
+        self._finish(stage, noted)
         return record
+
+    def _finish(self, stage: StageName, commit: _Commit) -> None:
+        """Put a result that is whole in its place, or do what is left of that."""
+        work, final, replaced = self.work(stage), self.path(stage), self._replaced(stage)
+        result = work / commit.result
+        if result.exists():
+            if final.exists():
+                discard(replaced)
+                move(final, replaced)
+            move(result, final)
+        self._record.stages[stage] = commit.record
+        self._record.versions = dict(_versions())
+        self._save()
+        discard(work)
+        discard(replaced)
+
+    def _recover(self) -> None:
+        """Finish what a process that was killed was about to: with the lock held alone."""
+        for folder in (self.directory, self.directory / _WORK, *map(self.work, STAGES)):
+            remove_partials(folder)
+        for stage in STAGES:
+            try:
+                commit = _Commit.model_validate_json(read_text(self.work(stage) / _COMMIT))
+            except (OSError, ValueError):
+                pass
+            else:
+                self._finish(stage, commit)
+            replaced = self._replaced(stage)
+            if not self.path(stage).exists() and replaced.exists():
+                move(replaced, self.path(stage))
+            discard(replaced)
+
+    def _replaced(self, stage: StageName) -> Path:
+        """Where the result lies that a stage had before, until the new one is in its place."""
+        return self.directory / _WORK / f"replaced-{stage}"
 
     def adopt(self, stage: StageName, source: Run) -> StageRecord:
         """Take a finished stage of another run, as if it had been done here.
@@ -318,16 +367,7 @@ def open_run(
     directory = _directory(runs_dir, name)
     if not create and not is_run(directory):
         raise _no_run(directory)
-    existed, runs_dir_existed = directory.exists(), runs_dir.exists()
-    directory.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(directory / _LOCK)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise RunError(
-            f"Another process is at work in run '{name}'; wait for it, or give another --run."
-        ) from None
-    try:
+    with _holding(directory):
         if is_run(directory):
             record = _read_record(directory)
             if seed is not None and seed != record.seed:
@@ -335,17 +375,44 @@ def open_run(
                     f"Run '{name}' has the seed {record.seed}, not {seed}; give another --run."
                 )
         else:
-            record = _RunRecord(created=_now(), seed=seed or 0, versions=_versions())
+            record = _RunRecord(created=_now(), seed=seed or 0, versions=dict(_versions()))
         run = Run(directory, record)
+        run._recover()
         yield run
-    finally:
-        lock.release()
-        # A run in which nothing was begun leaves nothing behind.
-        if not is_run(directory) and not (directory / _WORK).exists():
-            (directory / _LOCK).unlink(missing_ok=True)
-            for folder, new in ((directory, not existed), (runs_dir, not runs_dir_existed)):
-                if new and not any(folder.iterdir()):
-                    folder.rmdir()
+
+
+@contextmanager
+def _holding(directory: Path) -> Iterator[None]:
+    """Keep the folder of a run to this process; it is made if it is not there.
+
+    What was made for a run in which nothing was begun is removed again.
+    """
+    lock = directory / _LOCK
+    with ExitStack() as stack:
+        while True:
+            left = lock.exists()  # by somebody who was killed before anything was begun
+            made = make_folder(directory)
+            try:
+                stack.enter_context(holding(lock, wait=False))
+                break
+            except FileNotFoundError:
+                continue  # Whoever had made the folder has just removed it.
+            except BlockingIOError:
+                raise RunError(
+                    f"Another process is at work in run '{directory.name}'; wait for it, or give "
+                    "another --run."
+                ) from None
+        try:
+            yield
+        finally:
+            if not is_run(directory) and not (directory / _WORK).exists():
+                # As long as it is held: whoever waits for this one takes that in its place.
+                lock.unlink(missing_ok=True)
+                if left and directory not in made:
+                    made.append(directory)
+                for folder in reversed(made):
+                    with suppress(OSError):  # There is something in it.
+                        folder.rmdir()
 
 
 def read_run(runs_dir: Path, name: str) -> Run:
@@ -422,6 +489,7 @@ def _read_record(directory: Path) -> _RunRecord:
         ) from error
 
 
+@functools.cache
 def _versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
     for package in _PACKAGES:
@@ -451,10 +519,3 @@ def _link_or_copy(source: str, target: str) -> None:
         os.link(source, target)
     except OSError:  # Another file system, or one without links.
         shutil.copy2(source, target)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, ValidationError
 
 from capsprune.errors import CapspruneError
-from capsprune.files import write_text
+from capsprune.files import make_folder, write_text
 from capsprune.recipe import (
     AnalyseOptions,
     BatchSize,
@@ -261,7 +261,7 @@ class Sweep:
             "recipe": self.recipe.model_dump(mode="json", by_alias=True),
             "failed": self.failed,
         }
-        self.directory.mkdir(parents=True, exist_ok=True)
+        make_folder(self.directory)
         write_text(self.directory / _SWEEP_FILE, json.dumps(content, indent=1) + "\n")
 
 

@@ -1,14 +1,25 @@
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from power import Watch
 
 from capsprune import files
-from capsprune.files import BadFileError, read_bytes, read_json, read_text, replacing, write_text
+from capsprune.files import (
+    BadFileError,
+    read_bytes,
+    read_json,
+    read_text,
+    replacing,
+    scratch,
+    write_text,
+)
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -49,7 +60,9 @@ def test_content_reaches_the_disk_before_its_name_and_the_name_before_the_end(
     monkeypatch.setattr(files.os, "fsync", noting_fsync)
     monkeypatch.setattr(Path, "replace", noting_replace)
     write_text(tmp_path / "f.txt", "text")
-    assert done == [f"flush .f.txt.{os.getpid()}.partial", "rename", f"flush {tmp_path.name}"]
+    partial = done[0].removeprefix("flush ")
+    assert partial.startswith(".f.txt.") and partial.endswith(".partial")
+    assert done[1:] == ["rename", f"flush {tmp_path.name}"]
     done.clear()
     (tmp_path / "folder" / "inner").mkdir(parents=True)
     (tmp_path / "folder" / "inner" / "g").touch()
@@ -72,6 +85,127 @@ def test_what_a_killed_writer_left_is_removed_and_what_a_living_one_writes_is_no
     with replacing(tmp_path / "alive") as partial:
         write_text(tmp_path / "other", "text")
         assert {path.name for path in tmp_path.iterdir()} == {partial.name, "other"}
+
+
+_KILLED = """
+import os, pathlib, sys
+from capsprune.files import replacing, scratch
+folder = pathlib.Path(sys.argv[1])
+with replacing(folder / ("long" * 60)) as partial, scratch(folder, "work") as work:
+    partial.write_text("half")
+    (work / "inner").mkdir()
+    (work / "inner" / "file").write_text("half")
+    os.kill(os.getpid(), 9)
+"""
+
+
+def test_whatever_is_written_next_in_a_folder_removes_what_killed_processes_left(
+    tmp_path: Path,
+) -> None:
+    for begin in (
+        lambda: write_text(tmp_path / "next", "text"),
+        lambda: scratch(tmp_path, "next").__enter__(),
+    ):
+        subprocess.run([sys.executable, "-c", _KILLED, str(tmp_path)], check=False)
+        assert len(list(tmp_path.glob(".*.partial"))) == 2
+        with scratch(tmp_path, "alive") as alive:
+            begin()
+            assert alive.is_dir()
+            assert not list(tmp_path.glob(".long*")) + list(tmp_path.glob(".work*"))
+
+
+def test_many_threads_replace_one_file_and_each_content_is_whole(tmp_path: Path) -> None:
+    target = tmp_path / "f"
+    contents = [letter * 100_000 for letter in "abcdefgh"]
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(20):
+            list(pool.map(lambda text: write_text(target, text), contents))
+            assert target.read_text() in contents
+    assert list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.parametrize("refusal", [errno.EIO, errno.ENOSPC])
+def test_what_the_disk_does_not_take_is_an_error_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusal: int
+) -> None:
+    write_text(tmp_path / "f", "old")
+
+    def refuse(descriptor: int) -> None:
+        raise OSError(refusal, os.strerror(refusal))
+
+    monkeypatch.setattr(files.os, "fsync", refuse)
+    with pytest.raises(OSError, match=os.strerror(refusal)):
+        write_text(tmp_path / "f", "new")
+    assert (tmp_path / "f").read_text() == "old"
+    assert list(tmp_path.iterdir()) == [tmp_path / "f"]
+
+
+def test_a_file_larger_than_the_disk_leaves_nothing(tmp_path: Path) -> None:
+    script = (
+        "import pathlib, resource, sys\n"
+        "from capsprune.files import scratch, write_bytes\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "folder = pathlib.Path(sys.argv[1])\n"
+        "for place in (folder, None):\n"
+        "    try:\n"
+        "        if place is None:\n"
+        "            with scratch(folder, 'work') as work:\n"
+        "                (work / 'f').write_bytes(bytes(2000))\n"
+        "        write_bytes(folder / 'f', bytes(2000))\n"
+        "    except OSError as error:\n"
+        "        print(error.errno)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == [str(errno.EFBIG)] * 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_new_folders_are_named_on_the_disk(tmp_path: Path, watch: Watch) -> None:
+    made = files.make_folder(tmp_path / "a" / "b")
+    assert made == [tmp_path / "a", tmp_path / "a" / "b"]
+    assert all(watch.is_named(folder) for folder in made)
+    assert files.make_folder(tmp_path / "a") == []
+    (tmp_path / "file").touch()
+    with pytest.raises(FileExistsError):
+        files.make_folder(tmp_path / "file")
+
+
+def test_a_folder_of_many_files_reaches_the_disk_at_once(
+    tmp_path: Path, watch: Watch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "_MANY", 3)
+    (tmp_path / "many").mkdir()
+    for number in range(4):
+        (tmp_path / "many" / str(number)).write_text("x")
+    files.move(tmp_path / "many", tmp_path / "moved")
+    assert watch.renamed == ["moved"]
+
+
+_HAMMER = """
+import os, pathlib, sys, time
+from capsprune.files import holding
+folder = pathlib.Path(sys.argv[1])
+inside = folder / "inside"
+for turn in range(150):
+    try:
+        with holding(folder / "lock", wait=turn % 2 == 0):
+            os.close(os.open(inside, os.O_CREAT | os.O_EXCL))  # raises where somebody is inside
+            time.sleep(0.0002)
+            inside.unlink()
+            if turn % 3 == 0:
+                (folder / "lock").unlink()
+    except BlockingIOError:
+        pass
+"""
+
+
+def test_a_lock_that_is_removed_while_it_is_held_keeps_two_from_being_inside(
+    tmp_path: Path,
+) -> None:
+    crowd = [subprocess.Popen([sys.executable, "-c", _HAMMER, str(tmp_path)]) for _ in range(6)]
+    assert [one.wait(60) for one in crowd] == [0] * 6
 
 
 def test_only_regular_files_of_a_bounded_size_are_read(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
+import sys
 import sysconfig
 import tempfile
 from pathlib import Path
@@ -53,7 +54,8 @@ class OpLibraryHook(BuildHookInterface):
 
 
 def _load(path: Path) -> Any:
-    """Import the builder by its path: the package itself cannot be imported yet."""
+    """Import the builder by its path: the package cannot be imported yet, but for its files."""
+    sys.path.insert(0, str(path.parents[2]))
     spec = importlib.util.spec_from_file_location("capsprune_native_build", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

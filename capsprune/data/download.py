@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import http.client
-import os
 import stat
-import tempfile
 import urllib.request
 import zipfile
 import zlib
@@ -14,7 +12,7 @@ from pathlib import Path, PurePosixPath
 
 from capsprune.data.images import Progress
 from capsprune.errors import DataError
-from capsprune.files import move
+from capsprune.files import make_folder, move, replacing, scratch
 
 _CHUNK = 1 << 20
 _TIMEOUT = 30.0
@@ -44,9 +42,8 @@ def fetch(
     )
     if not download:
         raise DataError(f"Data set '{name}' is not there, and downloading is off: {by_hand}")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".download-", dir=target.parent) as folder:
-        partial = Path(folder) / target.name
+    make_folder(target.parent)
+    with replacing(target) as partial:
         with partial.open("wb") as file:
             done = 0
             # What the network raises is the user's to mend; what the disk raises is not ours.
@@ -73,7 +70,6 @@ def fetch(
                 f"Data set '{name}': what came from {url} is not the file expected "
                 f"(other MD5): try again, {by_hand}"
             )
-        move(partial, target)
 
 
 def _failed(name: str, url: str, error: Exception) -> str:
@@ -102,7 +98,7 @@ def unpack_zip(archive: Path, target: Path, progress: Progress | None = None) ->
         DataError: the archive is damaged or foreign, or a member would land elsewhere.
     """
     remedy = "delete it, so that it is fetched again, or put a whole one there."
-    with tempfile.TemporaryDirectory(prefix=".unpack-", dir=target.parent) as scratch:
+    with scratch(target.parent, target.name) as folder:
         try:
             with zipfile.ZipFile(archive) as source:
                 members = source.infolist()
@@ -115,17 +111,15 @@ def unpack_zip(archive: Path, target: Path, progress: Progress | None = None) ->
                 for member in members:
                     _require_inside(member, archive, target.name)
                 for done, member in enumerate(members, start=1):
-                    source.extract(member, scratch)
+                    source.extract(member, folder)
                     if progress is not None and (done % 500 == 0 or done == len(members)):
                         progress(f"Unpacking {archive.name}", done, len(members))
         except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
             raise DataError(f"Archive {archive} is damaged ({error}): {remedy}") from error
-        unpacked = Path(scratch) / target.name
+        unpacked = folder / target.name
         if not unpacked.is_dir():
             raise DataError(f"Archive {archive} holds no folder {target.name}: {remedy}")
-        if hasattr(os, "sync"):  # All at once: flushing 120,000 files one by one takes minutes.
-            os.sync()
-        unpacked.rename(target)
+        move(unpacked, target)
 
 
 def _require_inside(member: zipfile.ZipInfo, archive: Path, top: str) -> None:

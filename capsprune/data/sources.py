@@ -6,12 +6,12 @@ import hashlib
 import os
 import tarfile
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 import torch
-from filelock import FileLock
 from torch import Tensor
 
 from capsprune.data import images as image_sets
@@ -36,7 +36,7 @@ from capsprune.data.names import (
 )
 from capsprune.data.splits import Split, draw_split
 from capsprune.errors import DataError
-from capsprune.files import BadFileError, read_bytes
+from capsprune.files import BadFileError, holding, make_folder, read_bytes
 
 __all__ = ["DATA_SETS", "DataSplits", "ImageSet", "default_root", "load_data"]
 
@@ -515,9 +515,9 @@ def _fetch(request: _Request, url: str, target: Path, md5: str) -> None:
             fetch(request.name, url, target, md5, download=True, progress=request.progress)
 
 
-def _locked(root: Path) -> FileLock:
-    root.mkdir(parents=True, exist_ok=True)
-    return FileLock(root / ".lock")
+def _locked(root: Path) -> AbstractContextManager[None]:
+    make_folder(root)
+    return holding(root / ".lock")
 
 
 def _tensor_images(pixels: np.ndarray, labels: np.ndarray) -> TensorImages:

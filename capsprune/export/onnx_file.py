@@ -34,7 +34,7 @@ from capsprune.export.routing_op import (
     check_opset,
     routing_function,
 )
-from capsprune.files import replacing
+from capsprune.files import make_folder, replacing
 
 #: Protobuf cannot hold more in one file.
 MAX_BYTES = 2**31 - 1
@@ -290,7 +290,7 @@ def _shapes(values_info: Sequence[onnx.ValueInfoProto]) -> dict[str, list[int | 
 def _write_verified(content: bytes, path: Path, network: nn.Module, images: Tensor) -> Parity:
     """Write the content beside its final name, run it from there, and only then rename it."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         with replacing(path) as beside:
             beside.write_bytes(content)
             try:

@@ -3,22 +3,22 @@
     python -m capsprune.native
 
 builds it into the installed package, or says what is missing. Installing the package calls the
-same code; see `tools/build_hook.py`. Only Python's own library is used here, since nothing else is
-there while a package is built.
+same code; see `tools/build_hook.py`. Only Python's own library and `capsprune.files`, which needs
+no more, are used here, since nothing else is there while a package is built.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import platform
 import shlex
 import shutil
 import subprocess
 import sys
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+from capsprune.files import move, scratch
 
 SOURCES = Path(__file__).resolve().parent / "src"
 #: The library's file name, beside this file.
@@ -92,7 +92,7 @@ def build(target: Path, *, machine: str | None = None, nvcc: str | None = None) 
     machine = (machine or platform.machine()).lower()
     x86 = machine in ("x86_64", "amd64")
     variants = _X86 if x86 else _ARM if machine in ("aarch64", "arm64") else _OTHER
-    with tempfile.TemporaryDirectory(prefix="capsprune-") as folder:
+    with scratch(target.parent, target.name) as folder:
         commands: list[tuple[str, str, tuple[str, ...]]] = []
         for (table, name), flags in variants.items():
             named = (f"-DCAPSPRUNE_KERNELS={table}", f'-DCAPSPRUNE_KERNELS_NAME="{name}"')
@@ -104,27 +104,23 @@ def build(target: Path, *, machine: str | None = None, nvcc: str | None = None) 
             defines = (*defines, "-DCAPSPRUNE_CUDA")
         for source in ("select.cc", "c_api.cc", "ort_op.cc", "ort_api_check.cc"):
             commands.append((source, f"{source}.o", defines))
-        objects = [str(Path(folder) / output) for _, output, _ in commands]
+        objects = [str(folder / output) for _, output, _ in commands]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             list(
                 pool.map(
                     lambda command: _call(
                         [*compiler, *_FLAGS, *command[2], "-c", str(SOURCES / command[0])],
-                        Path(folder) / command[1],
+                        folder / command[1],
                     ),
                     commands,
                 )
             )
             if nvcc is not None:
-                objects.append(str(Path(folder) / "cuda.o"))
+                objects.append(str(folder / "cuda.o"))
                 _call(_cuda_command(nvcc, compiler), Path(objects[-1]))
-        linked = target.with_name(f".{target.name}.{os.getpid()}")
-        try:
-            _call(_link_command(nvcc, compiler, objects), linked)
-            linked.replace(target)
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                linked.unlink()
+        linked = folder / target.name
+        _call(_link_command(nvcc, compiler, objects), linked)
+        move(linked, target)
 
 
 def build_best(target: Path) -> str:

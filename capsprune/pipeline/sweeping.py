@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -15,7 +14,7 @@ import torch
 
 from capsprune.checkpoint import load_checkpoint, verify_checkpoint
 from capsprune.errors import CapspruneError
-from capsprune.files import write_text
+from capsprune.files import scratch, write_text
 from capsprune.pipeline.analyse import analyse
 from capsprune.pipeline.attach_caps import attach_caps
 from capsprune.pipeline.attach_linear import attach_linear
@@ -247,10 +246,7 @@ def _profile(
     asked = {"options": recipe.profile.model_dump(mode="json"), "variants": variants}
     if _profiled(opened.profile_path, asked):
         return
-    work = opened.directory / ".profile"
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir()
-    try:
+    with scratch(opened.directory, "profile") as work:
         files = {}
         for position, (label, one) in enumerate(variants.items()):
             progress.detail(f"Exporting {label}")
@@ -266,8 +262,6 @@ def _profile(
                 repeats=recipe.profile.repeats,
                 progress=lambda what, done, total: bar(done, total, what),
             )
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
     result = {**asked, "measurements": [one.to_dict() for one in measurements]}
     write_text(opened.profile_path, json.dumps(result, indent=1) + "\n")
 

@@ -20,7 +20,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from capsprune.files import replacing
+from capsprune.files import make_folder, replacing
 from capsprune.report.columns import written
 from capsprune.report.results import (
     Head,
@@ -100,7 +100,7 @@ def draw_figures(results: Results, directory: Path) -> list[Drawn]:
             drawing = draw(results)
             if drawing is None:
                 continue
-            directory.mkdir(parents=True, exist_ok=True)
+            make_folder(directory)
             png, svg = (directory / f"{drawing.name}.{kind}" for kind in ("png", "svg"))
             FigureCanvasAgg(drawing.figure)
             # Without its date, the same results give the same file.
