@@ -288,6 +288,27 @@ def _is_at(descriptor: int, path: Path) -> bool:
         return False
 
 
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep a folder to this process while the block lasts, for others that ask for it so.
+
+    The lock ends with the process and leaves no file. Where the folder is missing, or the system
+    has no such locks, there is none.
+    """
+    descriptor = None
+    if fcntl is not None:
+        with contextlib.suppress(OSError):
+            descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        if descriptor is not None:
+            with contextlib.suppress(OSError):
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
 def read_bytes(path: Path, limit: int = TEXT_LIMIT) -> bytes:
     """Read a regular file of a bounded size.
 

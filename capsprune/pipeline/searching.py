@@ -16,7 +16,7 @@ from capsprune.backbones.registry import backbone
 from capsprune.backbones.trunk import trunk_of, trunk_output
 from capsprune.data.sources import DataSplits
 from capsprune.errors import StrategyError
-from capsprune.files import write_text
+from capsprune.files import read_text, write_text
 from capsprune.pipeline.prunable import Prunable
 from capsprune.pipeline.session import Session
 from capsprune.pipeline.stage import Stage
@@ -288,16 +288,19 @@ def _tell(session: Session, found: SearchResult) -> None:
 
 
 def _open_study(options: PruneOptions, session: Session, stage: Stage, work: Path) -> Study:
-    if options.storage is None:
-        return Study.local(work / "study.db")
-    # Whoever asks for the same of the same baseline works on the same study.
+    # Whoever asks for the same of the same baseline works on the same study, and nobody else.
     asked = {key: value for key, value in stage.asked.items() if key not in _AFTER_THE_SEARCH}
     identity = json.dumps([asked, stage.parent, session.run.seed], sort_keys=True)
     name = f"capsprune-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
+    if options.storage is None:
+        return Study.local(work / "study.db", name)
     owner = work / "owner.txt"
-    if not owner.is_file():
+    begun = owner.is_file()
+    if not begun:
         write_text(owner, uuid.uuid4().hex)
-    return Study(options.storage, name, owner=owner.read_text(encoding="utf-8").strip())
+    # A search that was interrupted goes on, even where it was to be done again.
+    anew = session.overwrite and not begun
+    return Study(options.storage, name, owner=read_text(owner).strip(), anew=anew)
 
 
 def _latency(network: nn.Module, image_size: int) -> float:

@@ -198,9 +198,11 @@ def search(
     plan = plan_rungs(candidates, len(calibration), len(scoring), reduction_factor)
     pool: Workers = InProcess(evaluator) if workers == 1 else ProcessWorkers(evaluator, workers)
     try:
-        return _climb(_Search(space, study, pool, proposals, plan, on_candidate))
+        found = _climb(_Search(space, study, pool, proposals, plan, on_candidate))
     finally:
         pool.close()
+    study.complete()
+    return found
 
 
 @dataclass

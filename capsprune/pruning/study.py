@@ -12,16 +12,15 @@ from __future__ import annotations
 import contextlib
 import json
 import threading
-import time
 import uuid
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from capsprune.errors import StudyError
 from capsprune.pruning.candidate import Candidate
+from capsprune.pruning.database import open_file, open_url, plainly
 from capsprune.pruning.samplers import quiet_optuna
 
 if TYPE_CHECKING:
@@ -30,10 +29,8 @@ if TYPE_CHECKING:
 #: Seconds between two signs of life, and until a process that gives none counts as dead.
 HEARTBEAT = 20
 GRACE = 90
-#: How often a database is tried to be opened.
-_ATTEMPTS = 4
-#: Seconds that SQLite waits while another process writes.
-_SQLITE_WAIT = 60
+#: The attributes of a study that say what is searched for, and that all of it was tried.
+_SEARCH, _COMPLETE = "search", "complete"
 
 
 @dataclass(frozen=True)
@@ -50,37 +47,46 @@ class Study:
 
     def __init__(
         self,
-        url: str | None,
+        place: str | Path | None,
         name: str = "search",
         *,
         owner: str | None = None,
-        shared: bool = True,
+        anew: bool = False,
     ) -> None:
         """Open or make a study.
 
         Args:
-            url: of a database as SQLAlchemy writes it, such as "sqlite:///search.db" or
-                "postgresql://user@host/database"; None to keep it in memory.
+            place: URL of a database as SQLAlchemy writes it, such as "sqlite:///search.db" or
+                "postgresql://user@host/database", on which other processes may work at the same
+                time; or path of an SQLite file that no other process uses; None to keep it in
+                memory.
             name: of the study; different searches need different names.
             owner: who claims; what an owner of this name left unfinished is taken up again. None
                 for a new one.
-            shared: whether other processes may work on the study at the same time.
+            anew: where the search of this name was finished, by any process, begin an empty one;
+                one that others are at work on is joined.
 
         Raises:
             StudyError: if the database cannot be opened.
         """
         self.name = name
         self._owner = owner or uuid.uuid4().hex
-        self._shared = shared
-        self._storage: Any = (
-            quiet_optuna().storages.InMemoryStorage() if url is None else _open_storage(url, shared)
-        )
+        self._shared = isinstance(place, str)
+        self._storage: Any
+        if place is None:
+            self._storage = quiet_optuna().storages.InMemoryStorage()
+        elif isinstance(place, Path):
+            self._storage = open_file(place, name)
+        else:
+            self._storage = open_url(place, HEARTBEAT, GRACE)
+            with plainly():
+                self.name = self._latest(name, anew)
         self._rungs: dict[int, Rung] = {}
         self._alive: set[int] = set()
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._pulse: threading.Thread | None = None
-        if shared:
+        if self._shared:
             self._pulse = threading.Thread(target=self._beat, daemon=True)
             self._pulse.start()
 
@@ -91,12 +97,12 @@ class Study:
         Raises:
             StudyError: if the file is no such study.
         """
-        return cls(f"sqlite:///{path.resolve()}", name, shared=False)
+        return cls(path, name)
 
     @classmethod
     def in_memory(cls) -> Study:
         """Make a study that ends with this process."""
-        return cls(None, shared=False)
+        return cls(None)
 
     def __enter__(self) -> Study:
         return self
@@ -127,7 +133,7 @@ class Study:
         """Give the candidates of one rung."""
         if number not in self._rungs:
             name = self.name if number == 0 else f"{self.name}-rung-{number}"
-            with _plainly():
+            with plainly():
                 study = quiet_optuna().create_study(
                     storage=self._storage,
                     study_name=name,
@@ -145,10 +151,16 @@ class Study:
         """
         study = self.rung(0).optuna_study
         wanted = json.loads(json.dumps(description))
-        noted = study.user_attrs.get("search")
-        if noted is None:
-            study.set_user_attr("search", wanted)
-        elif noted != wanted:
+        with plainly():
+            noted = study.user_attrs.get(_SEARCH)
+            if noted is None:
+                study.set_user_attr(_SEARCH, wanted)
+                return
+        if not isinstance(noted, dict):
+            raise StudyError(
+                f"The study '{self.name}' is of no search of capsprune; give another --storage."
+            )
+        if noted != wanted:
             changed = [
                 f"{key} {noted.get(key)} instead of {wanted.get(key)}"
                 for key in sorted({*noted, *wanted})
@@ -159,6 +171,11 @@ class Study:
                 "another --storage, or the same options."
             )
 
+    def complete(self) -> None:
+        """Note that all that was to be tried is."""
+        with plainly():
+            self.rung(0).optuna_study.set_user_attr(_COMPLETE, True)
+
     def candidates(self) -> list[Candidate]:
         """Give everything that is finished, by rung and number."""
         return [
@@ -166,6 +183,17 @@ class Study:
             for number in sorted(self._rungs)
             for _, candidate in sorted(self._rungs[number].finished().items())
         ]
+
+    def _latest(self, name: str, anew: bool) -> str:
+        """Find the last study that was begun under a name, or a name for one that begins anew."""
+        found = {study.study_name: study for study in self._storage.get_all_studies()}
+        count = 1
+        while _numbered(name, count + 1) in found:
+            count += 1
+        last = found.get(_numbered(name, count))
+        if anew and last is not None and last.user_attrs.get(_COMPLETE):
+            count += 1
+        return _numbered(name, count)
 
     def _beat(self) -> None:
         while not self._stop.wait(HEARTBEAT):
@@ -178,6 +206,11 @@ class Study:
             self._storage.remove_session()
 
 
+def _numbered(name: str, count: int) -> str:
+    """Name of the study of a search that is done for the nth time."""
+    return name if count == 1 else f"{name}-again-{count}"
+
+
 class Rung:
     """The candidates of one rung."""
 
@@ -187,7 +220,8 @@ class Rung:
         self.number = number
         self._study = owner
         self._storage = owner._storage
-        self._id = self._storage.get_study_id_from_name(study.study_name)
+        with plainly():
+            self._id = self._storage.get_study_id_from_name(study.study_name)
         self._finished: dict[int, Candidate] = {}
         self._seen: set[int] = set()
         self._params_table: Any = None
@@ -195,14 +229,10 @@ class Rung:
     def finished(self) -> dict[int, Candidate]:
         """Give the finished candidates by number, in the order in which they finished."""
         complete = quiet_optuna().trial.TrialState.COMPLETE
-        new = [
-            trial
-            for trial in self.optuna_study.get_trials(deepcopy=False, states=(complete,))
-            if trial._trial_id not in self._seen
-        ]
+        new = [trial for trial in self._trials(complete) if trial._trial_id not in self._seen]
         for trial in sorted(new, key=lambda trial: (trial.datetime_complete, trial.number)):
             self._seen.add(trial._trial_id)
-            candidate = self._read(trial, trial.user_attrs["result"])
+            candidate = self._read(trial)
             # Of two processes that finished the same candidate the first counts.
             self._finished.setdefault(candidate.index, candidate)
         return self._finished
@@ -223,11 +253,12 @@ class Rung:
             claim = Claim(
                 trial._trial_id, trial.user_attrs["index"], tuple(trial.user_attrs["fractions"])
             )
-            if result := trial.user_attrs.get("result"):
-                self._complete(claim, self._read(trial, result))
-            else:
-                self._begin(claim)
-                claims.append(claim)
+            with plainly():
+                if "result" in trial.user_attrs:
+                    self._complete(claim, self._read(trial))
+                else:
+                    self._begin(claim)
+                    claims.append(claim)
         return sorted(claims, key=lambda claim: claim.index)
 
     def claim(self, index: int, fractions: tuple[float, ...], max_rate: float) -> Claim | None:
@@ -243,7 +274,7 @@ class Rung:
         """
         optuna = quiet_optuna()
         attributes = {"index": index, "fractions": list(fractions), "owner": self._study._owner}
-        with _plainly():
+        with plainly():
             trial = self._storage.create_new_trial(
                 self._id,
                 template_trial=optuna.trial.create_trial(
@@ -266,14 +297,14 @@ class Rung:
         """Keep the result of a claimed candidate."""
         optuna = quiet_optuna()
         # Another process may have taken this one for dead, and the candidate for its own.
-        with _plainly(), contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
+        with plainly(), contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
             self._storage.set_trial_user_attr(claim.trial, "result", candidate.to_dict())
             self._complete(claim, candidate)
 
     def release_dead(self) -> None:
         """Give up the claims of processes that gave no sign of life for a while."""
         if self._study.shared:
-            with _plainly():
+            with plainly():
                 quiet_optuna().storages.fail_stale_trials(self.optuna_study)
 
     def _begin(self, claim: Claim) -> None:
@@ -291,19 +322,21 @@ class Rung:
 
     def _running(self) -> list[optuna.trial.FrozenTrial]:
         running = quiet_optuna().trial.TrialState.RUNNING
-        return [
-            trial
-            for trial in self.optuna_study.get_trials(deepcopy=False, states=(running,))
-            if "index" in trial.user_attrs
-        ]
+        claimed = {"index", "owner", "fractions"}
+        return [trial for trial in self._trials(running) if claimed <= trial.user_attrs.keys()]
 
-    def _read(self, trial: optuna.trial.FrozenTrial, result: dict[str, Any]) -> Candidate:
+    def _trials(self, state: optuna.trial.TrialState) -> list[optuna.trial.FrozenTrial]:
+        with plainly():
+            return self.optuna_study.get_trials(deepcopy=False, states=(state,))
+
+    def _read(self, trial: optuna.trial.FrozenTrial) -> Candidate:
         try:
-            return Candidate.from_dict(result)
-        except (KeyError, TypeError) as error:
+            return Candidate.from_dict(trial.user_attrs["result"])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise StudyError(
                 f"Trial {trial.number} of the study '{self.optuna_study.study_name}' holds no "
-                "candidate of this version of capsprune; give another --storage."
+                "candidate of this version of capsprune; give another --storage, or remove the "
+                "file."
             ) from error
 
     def _show_parameters(self, claim: Claim, max_rate: float) -> None:
@@ -333,96 +366,3 @@ class Rung:
         ]
         with self._storage.engine.begin() as connection:
             connection.execute(sqlalchemy.insert(self._params_table), rows)
-
-
-def hidden(url: str) -> str:
-    """Give a database's URL without its password."""
-    import sqlalchemy
-
-    try:
-        return sqlalchemy.make_url(url).render_as_string(hide_password=True)
-    except sqlalchemy.exc.ArgumentError:
-        return "the storage that was given"
-
-
-def _open_storage(url: str, shared: bool) -> optuna.storages.RDBStorage:
-    import sqlalchemy
-
-    optuna = quiet_optuna()
-    try:
-        parsed = sqlalchemy.make_url(url)
-    except sqlalchemy.exc.ArgumentError:
-        raise StudyError(
-            "--storage is no URL of a database; give one such as sqlite:///search.db or "
-            "postgresql://user@host/database."
-        ) from None
-    is_sqlite = parsed.get_backend_name() == "sqlite"
-    arguments: dict[str, Any] = {}
-    if is_sqlite:
-        arguments["connect_args"] = {"timeout": _SQLITE_WAIT}
-    else:
-        arguments["pool_pre_ping"] = True
-    heartbeat = {"heartbeat_interval": HEARTBEAT, "grace_period": GRACE} if shared else {}
-    try:
-        for attempt in range(_ATTEMPTS):
-            try:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")
-                    storage = optuna.storages.RDBStorage(url, engine_kwargs=arguments, **heartbeat)
-                break
-            except (sqlalchemy.exc.IntegrityError, sqlalchemy.exc.OperationalError):
-                # Another process may be making the tables at this very moment.
-                if attempt + 1 == _ATTEMPTS:
-                    raise
-                time.sleep(0.2 * (attempt + 1))
-    except ImportError as error:
-        raise StudyError(
-            f"{hidden(url)} needs a database driver that is not installed ({_reason(error, url)}); "
-            "install one, such as 'pip install psycopg2-binary' for PostgreSQL."
-        ) from None
-    except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.OptunaError, RuntimeError) as error:
-        raise StudyError(
-            f"{hidden(url)} cannot be opened ({_reason(error, url)}); check the URL, and that the "
-            "database is there."
-        ) from None
-    if is_sqlite and not shared:
-        # A commit needs no flush to disk to survive the process, only to survive loss of power.
-        # The write-ahead log stays consistent in either case.
-        @sqlalchemy.event.listens_for(storage.engine, "connect")
-        def hasten(connection: Any, _: object) -> None:
-            connection.execute("PRAGMA journal_mode=WAL")
-            connection.execute("PRAGMA synchronous=NORMAL")
-
-        # What was opened before this was asked for is opened again.
-        storage.remove_session()
-        storage.engine.dispose()
-    return storage
-
-
-def _reason(error: BaseException, url: str) -> str:
-    """The innermost cause in one line, without the password."""
-    import sqlalchemy
-
-    while error.__cause__ is not None:
-        error = error.__cause__
-    text = " ".join(str(getattr(error, "orig", None) or error).split())
-    with contextlib.suppress(sqlalchemy.exc.ArgumentError):
-        password = sqlalchemy.make_url(url).password
-        if password:
-            text = text.replace(str(password), "***")
-    return text[:200].rstrip(".")
-
-
-@contextlib.contextmanager
-def _plainly() -> Iterator[None]:
-    """Say in one sentence that the database is gone."""
-    import sqlalchemy
-
-    optuna = quiet_optuna()
-    try:
-        yield
-    except (sqlalchemy.exc.OperationalError, optuna.exceptions.StorageInternalError) as error:
-        raise StudyError(
-            f"The database of the search does not answer ({_reason(error, '')}); see to it and "
-            "give the same command again, which goes on from where it stopped."
-        ) from None

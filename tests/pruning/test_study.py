@@ -15,7 +15,8 @@ import pytest
 from capsprune.errors import StudyError
 from capsprune.pruning import study as study_module
 from capsprune.pruning.candidate import Candidate
-from capsprune.pruning.study import Study, hidden
+from capsprune.pruning.database import hidden
+from capsprune.pruning.study import Study
 
 SCRIPT = Path(__file__).with_name("search_script.py")
 

@@ -1,0 +1,49 @@
+"""Which study a search uses."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from capsprune.pipeline.searching import _open_study
+from capsprune.recipe import PruneOptions
+
+
+@pytest.fixture
+def begun(tmp_path):
+    """Claim a candidate in the study of a search; gives the candidates that others claimed."""
+
+    def begin(
+        index, parent="a", overwrite=False, storage=None, work="work", complete=False, **asked
+    ):
+        session = SimpleNamespace(run=SimpleNamespace(seed=0), overwrite=overwrite)
+        stage = SimpleNamespace(asked=asked, parent=parent)
+        folder = tmp_path / work
+        folder.mkdir(exist_ok=True)
+        with _open_study(PruneOptions(storage=storage), session, stage, folder) as study:
+            before = study.rung(0).taken()
+            study.rung(0).claim(index, (0.1,), 0.7)
+            if complete:
+                study.complete()
+        return before
+
+    return begin
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_another_baseline_or_request_has_another_study(begun, tmp_path, shared):
+    storage = f"sqlite:///{tmp_path / 'shared.db'}" if shared else None
+    assert begun(0, storage=storage) == set()
+    assert begun(1, storage=storage, epochs=3) == {0}
+    assert begun(2, storage=storage, parent="b") == set()
+    assert begun(3, storage=storage, flops=0.25) == set()
+    assert begun(4, storage=storage) == {0, 1}
+
+
+def test_overwriting_begins_an_empty_shared_study_once(begun, tmp_path):
+    storage = f"sqlite:///{tmp_path / 'shared.db'}"
+    begun(0, storage=storage, complete=True)
+    assert begun(1, storage=storage, work="later", overwrite=True) == set()
+    # Interrupted, and given again; and the same on another machine.
+    assert begun(2, storage=storage, work="later", overwrite=True, complete=True) == {1}
+    assert begun(3, storage=storage, work="later", overwrite=True) == {1, 2}
+    assert begun(4, storage=storage, work="elsewhere") == {1, 2, 3}
