@@ -55,7 +55,10 @@ Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]
 # Options that several stages take.
 DataRoot = Annotated[
     Path | None,
-    Field(description="Where data sets lie. [default: $CAPSPRUNE_DATA or ~/.cache/capsprune/data]"),
+    Field(
+        description="Where data sets lie; of an imagefolder that was moved, the folder itself. "
+        "[default: where the run found them, else $CAPSPRUNE_DATA or ~/.cache/capsprune/data]"
+    ),
 ]
 TrainingPart = Annotated[
     Part | None,

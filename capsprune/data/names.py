@@ -47,7 +47,7 @@ def known_data_set(name: str) -> str:
             f"Data set '{name}' names no folder: write {FOLDER}:PATH, "
             f"where PATH holds one folder of images for each class."
         )
-    return folder_data_set(_native(path))
+    return folder_data_set(native_path(path))
 
 
 def folder_data_set(folder: str | Path) -> str:
@@ -55,6 +55,20 @@ def folder_data_set(folder: str | Path) -> str:
 
     Raises:
         DataError: there can be no such folder, or its path is no UTF-8.
+    """
+    return f"{FOLDER}:{written_path(folder)}"
+
+
+def data_set_folder(name: str) -> Path:
+    """The folder of "imagefolder:PATH"."""
+    return native_path(name.partition(":")[2])
+
+
+def written_path(folder: str | Path) -> str:
+    """Give the path of a folder as it is written down: absolute, and the same in every locale.
+
+    Raises:
+        DataError: it can be that of no folder, or is no UTF-8.
     """
     if "\0" in str(folder):
         raise DataError(f"{str(folder)!r} is no path: it holds a NUL; give the path of a folder.")
@@ -65,25 +79,20 @@ def folder_data_set(folder: str | Path) -> str:
     if ".." in path.parts:
         path = path.resolve()
     try:
-        return f"{FOLDER}:{os.fsencode(path).decode()}"
+        return os.fsencode(path).decode()
     except UnicodeDecodeError as error:
         raise DataError(
             f"The path {str(path)!r} is no UTF-8, so it cannot be written down: rename the folder."
         ) from error
 
 
-def data_set_folder(name: str) -> Path:
-    """The folder of "imagefolder:PATH", which a name spells in UTF-8 whatever the locale."""
-    return Path(_native(name.partition(":")[2]))
-
-
-def _native(path: str) -> str:
-    """A path as this process's locale spells it, out of one in Unicode or as it was typed."""
+def native_path(path: str) -> Path:
+    """A path as this process's locale spells it, out of one that was written down, or typed."""
     try:
         encoded = path.encode()
     except UnicodeEncodeError:  # Bytes that the locale cannot read: as they were typed.
-        return path
-    return path if os.path.lexists(path) else os.fsdecode(encoded)
+        return Path(path)
+    return Path(path if os.path.lexists(path) else os.fsdecode(encoded))
 
 
 def utf8_name(folder: Path) -> str:

@@ -33,6 +33,7 @@ from capsprune.data.names import (
     data_set_kind,
     folder_data_set,
     known_data_set,
+    written_path,
 )
 from capsprune.data.splits import Split, draw_split
 from capsprune.errors import DataError
@@ -140,8 +141,8 @@ def load_data(
     name = known_data_set(name)
     if image_size < 1:
         raise DataError(f"Image size {image_size} is too small: give at least 1 pixel.")
-    if root is not None and "\0" in str(root):
-        raise DataError(f"{str(root)!r} is no path: it holds a NUL; give the path of a folder.")
+    if root is not None:
+        written_path(root)  # raises where it could not be written down later
     if root is not None and data_set_kind(name) == FOLDER:
         if split is None:
             raise DataError(

@@ -104,7 +104,10 @@ class Split(BaseModel):
         Raises:
             DataError: it does not.
         """
-        remedy = "use the data that it was drawn from, or start a new run, which draws a new split."
+        remedy = (
+            "use the data that it was drawn from, by --data-root if they were moved, or start a "
+            "new run, which draws a new split."
+        )
         if data_set_kind(self.data) != data_set_kind(data):
             raise DataError(
                 f"The stored split was drawn from data set '{self.data}', not '{data}': {remedy}"

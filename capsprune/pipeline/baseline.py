@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from capsprune.checkpoint import Architecture, read_architecture
+from capsprune.data.names import FOLDER, data_set_folder, data_set_kind
 from capsprune.errors import RunError
 from capsprune.pipeline.session import Session
 
@@ -26,6 +27,10 @@ def require_baseline(
     run = session.run
     run.require("baseline", command)
     described = read_architecture(run.path("baseline"))
+    if data is not None and data_set_kind(data) == data_set_kind(described.data.name) == FOLDER:
+        if data != described.data.name:  # It may have moved: raises if it holds other images.
+            session.data(described.data.name, data_set_folder(data), described.data.image_size)
+        data = None
     for name, asked, has in (
         ("model", model, described.model),
         ("data", data, described.data.name),

@@ -101,7 +101,6 @@ def import_checkpoint(options: ImportOptions, session: Session) -> StageRecord:
         {
             "model": options.model,
             "data": options.data,
-            "data_root": str(options.data_root.resolve()) if options.data_root else None,
             "imported": str(options.checkpoint),
             "classifier": said,
             "flops_ratio": ratio,

@@ -12,6 +12,13 @@ from torch import Tensor
 
 from capsprune.data.images import ImageSet
 from capsprune.data.loaders import data_loader
+from capsprune.data.names import (
+    FOLDER,
+    data_set_folder,
+    data_set_kind,
+    native_path,
+    written_path,
+)
 from capsprune.data.sources import DataSplits, load_data
 from capsprune.data.splits import Split
 from capsprune.data.transforms import evaluation_transform
@@ -37,6 +44,8 @@ class Session:
     #: Do a finished stage again.
     overwrite: bool = False
     progress: Progress = field(default_factory=Progress)
+    #: Where this command was told that data sets lie.
+    root: Path | None = None
     _data: dict[tuple[str, Path | None, int], DataSplits] = field(default_factory=dict)
     _said: set[str] = field(default_factory=set)
     _fabric: Fabric | None = None
@@ -57,14 +66,17 @@ class Session:
 
         Args:
             name: of the data set.
-            root: where data sets lie; None for where the run's first stage found them.
+            root: where data sets lie; None for where the run's stages found them. Of a folder that
+                was moved: that folder.
             image_size: pixels a side shown to the network.
             part: of the training images, to use, where the run has no split yet.
 
         Raises:
             DataError: if the data are missing or unusable, or are not those that the run split.
         """
-        root = root or self._known_root()
+        if root is not None:
+            self.root = native_path(written_path(root))
+        root = self.root or self._known_root(name)
         key = (name, root, image_size)
         if key not in self._data:
             stored = self.run.read_split()
@@ -103,8 +115,10 @@ class Session:
             prepared = transform(batch.to(device)).contiguous(memory_format=torch.channels_last)
             yield prepared, labels.to(device)
 
-    def _known_root(self) -> Path | None:
-        stages = self.run.stages
-        first = stages.get("baseline") or stages.get("pruned")
-        root = first.summary.get("data_root") if first is not None else None
-        return Path(root) if root else None
+    def _known_root(self, name: str) -> Path | None:
+        """Where the latest stage found the data, if it was told; of a folder, if it was moved."""
+        if data_set_kind(name) == FOLDER and data_set_folder(name).exists():
+            return None
+        latest_first = sorted(self.run.stages.values(), key=lambda one: one.finished, reverse=True)
+        roots = (record.summary.get("data_root") for record in latest_first)
+        return next((native_path(root) for root in roots if isinstance(root, str)), None)

@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from capsprune.checkpoint import Architecture, save_checkpoint
+from capsprune.data.names import written_path
 from capsprune.data.sources import DataSplits
 from capsprune.pipeline.session import Session
 from capsprune.recipe import Options
@@ -86,6 +87,9 @@ class Stage:
             id: of the result.
             summary: what came of the stage.
         """
+        root = self.session.root
+        if root is not None:
+            summary = {**summary, "data_root": written_path(root)}
         return self.session.run.commit(
             self.name,
             result,

@@ -63,7 +63,6 @@ def train(options: TrainOptions, session: Session) -> StageRecord:
         {
             "model": options.model,
             "data": options.data,
-            "data_root": str(options.data_root.resolve()) if options.data_root else None,
             "weights": weights,
             **training,
             **result.to_dict(),

@@ -137,7 +137,7 @@ def test_split_of_other_data_is_refused(change, cause):
     split.require_fit(**fitting)
     with pytest.raises(DataError, match=cause) as caught:
         split.require_fit(**{**fitting, **change})
-    assert "use the data that it was drawn from, or start a new run" in str(caught.value)
+    assert "use the data that it was drawn from, by --data-root if" in str(caught.value)
 
 
 def test_a_folder_may_move():
