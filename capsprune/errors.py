@@ -59,6 +59,7 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
         known: every name that would have been accepted.
     """
     names = sorted(known)
+    name = name[:100]
     near = difflib.get_close_matches(name.lower(), names, n=3, cutoff=0.5)
     if near:
         return f"Unknown {kind} '{name}'; did you mean {' or '.join(near)}?"

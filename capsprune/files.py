@@ -321,14 +321,19 @@ def read_bytes(path: Path, limit: int = TEXT_LIMIT) -> bytes:
         OSError: if it may not be read.
         BadFileError: if it is no regular file, or larger.
     """
+    if "\0" in str(path):  # as no file is called
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-    with os.fdopen(descriptor, "rb") as file:
+    try:
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode):
             raise BadFileError("is no regular file")
         if found.st_size > limit:
             raise BadFileError(f"is larger than {limit / 2**20:g} MB")
-        content = file.read(limit + 1)
+        with open(descriptor, "rb", closefd=False) as file:
+            content = file.read(limit + 1)
+    finally:
+        os.close(descriptor)
     if len(content) > limit:
         raise BadFileError(f"is larger than {limit / 2**20:g} MB")
     return content
@@ -356,13 +361,16 @@ def read_json(path: Path, limit: int = TEXT_LIMIT) -> Any:
 
 
 def parse_json(text: str) -> Any:
-    """Parse JSON; its numbers are finite.
+    """Parse JSON; its numbers are finite, its integers have 64 bits.
 
     Raises:
         BadFileError: if it is no JSON.
     """
     try:
-        return json.loads(text, parse_constant=_refuse, parse_float=_finite)
+        value = json.loads(text, parse_constant=_refuse, parse_float=_finite, parse_int=_integer)
+        if "\\ud" in text.lower():  # Half of a surrogate pair is no text: nothing can write it.
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
     except RecursionError as error:
         raise BadFileError("is nested too deeply") from error
     except ValueError as error:
@@ -371,6 +379,13 @@ def parse_json(text: str) -> Any:
 
 def _refuse(name: str) -> Any:
     raise ValueError(f"{name} is no number of JSON")
+
+
+def _integer(text: str) -> int:
+    number = int(text) if len(text) <= 20 else 2**63
+    if not -(2**63) <= number < 2**63:
+        raise ValueError(f"{text[:40]} is too large")
+    return number
 
 
 def _finite(text: str) -> float:

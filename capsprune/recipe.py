@@ -12,9 +12,34 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from capsprune.backbones.registry import backbone
+from capsprune.bounds import (
+    MAX_BATCH,
+    MAX_CANDIDATES,
+    MAX_COUNT,
+    MAX_EPOCHS,
+    MAX_LEARNING_RATE,
+    MAX_REPEATS,
+    MAX_WORKERS,
+    CapsuleSize,
+    ChannelCount,
+    ClassCount,
+    FilePath,
+    ImageSize,
+    IterationCount,
+    Name,
+    Seed,
+    Text,
+    cut,
+    requirement,
+    shown,
+)
 from capsprune.data.names import DATA_SETS, known_data_set
 from capsprune.errors import CapspruneError
+from capsprune.files import BadFileError, read_text
 from capsprune.pruning.names import CriterionName, SamplerName
+
+#: The largest recipe that is read, in bytes.
+_RECIPE_LIMIT = 2**18
 
 
 class RecipeError(CapspruneError):
@@ -43,18 +68,19 @@ def _hyphenated(name: str) -> str:
     return name.replace("_", "-")
 
 
-ModelName = Annotated[str, AfterValidator(_model_name)]
-DataName = Annotated[str, AfterValidator(_data_name)]
-PositiveInt = Annotated[int, Field(ge=1)]
-PositiveFloat = Annotated[float, Field(gt=0)]
+ModelName = Annotated[Name, AfterValidator(_model_name)]
+DataName = Annotated[Text, AfterValidator(_data_name)]
+Epochs = Annotated[int, Field(ge=0, le=MAX_EPOCHS)]
+PositiveEpochs = Annotated[int, Field(ge=1, le=MAX_EPOCHS)]
+PositiveBatch = Annotated[int, Field(ge=1, le=MAX_BATCH)]
+PositiveCount = Annotated[int, Field(ge=1, le=MAX_COUNT)]
+CandidateCount = Annotated[int, Field(ge=1, le=MAX_CANDIDATES)]
 Ratio = Annotated[float, Field(gt=0, lt=1)]
 Part = Annotated[float, Field(gt=0, le=1)]
 
-Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]
-
 # Options that several stages take.
 DataRoot = Annotated[
-    Path | None,
+    FilePath | None,
     Field(
         description="Where data sets lie; of an imagefolder that was moved, the folder itself. "
         "[default: where the run found them, else $CAPSPRUNE_DATA or ~/.cache/capsprune/data]"
@@ -68,10 +94,11 @@ TrainingPart = Annotated[
     ),
 ]
 LearningRate = Annotated[
-    PositiveFloat | None, Field(description="Learning rate. [default: by data set]")
+    Annotated[float, Field(gt=0, le=MAX_LEARNING_RATE)] | None,
+    Field(description="Learning rate. [default: by data set]"),
 ]
 BatchSize = Annotated[
-    Annotated[int, Field(ge=2)] | None,
+    Annotated[int, Field(ge=2, le=MAX_BATCH)] | None,
     Field(description="Images a step. [default: by data set]"),
 ]
 Freeze = Annotated[
@@ -81,9 +108,9 @@ Freeze = Annotated[
         json_schema_extra={"flags": "--freeze/--finetune"},
     ),
 ]
-Iterations = Annotated[PositiveInt, Field(description="Routing iterations.")]
-PrimarySize = Annotated[PositiveInt, Field(description="Values in a primary capsule.")]
-OutputSize = Annotated[PositiveInt, Field(description="Values in an output capsule.")]
+Iterations = Annotated[IterationCount, Field(description="Routing iterations.")]
+PrimarySize = Annotated[CapsuleSize, Field(description="Values in a primary capsule.")]
+OutputSize = Annotated[CapsuleSize, Field(description="Values in an output capsule.")]
 
 #: Marks a field that the command line takes by position.
 POSITIONAL: dict[str, Any] = {"positional": True}
@@ -108,12 +135,12 @@ class TrainOptions(Options):
     model: ModelName = Field(description="Backbone, such as resnet50 or mobilenet_v1.")
     data: DataName = Field("digits", description=f"Data set: {', '.join(DATA_SETS)}.")
     data_root: DataRoot = None
-    image_size: PositiveInt | None = Field(
+    image_size: ImageSize | None = Field(
         None, description="Pixels a side shown to the network. [default: by data set]"
     )
     part: TrainingPart = None
-    weights: str = Field("auto", description="Starting weights: auto, imagenet, none, or a file.")
-    epochs: Annotated[int, Field(ge=0)] | None = Field(
+    weights: Text = Field("auto", description="Starting weights: auto, imagenet, none, or a file.")
+    epochs: Epochs | None = Field(
         None, description="Epochs; 0 keeps the starting weights. [default: by data set]"
     )
     lr: LearningRate = None
@@ -130,7 +157,7 @@ class PruneOptions(Options):
         None, description="Data set, likewise. [default: the baseline's, else digits]"
     )
     data_root: DataRoot = None
-    image_size: PositiveInt | None = Field(
+    image_size: ImageSize | None = Field(
         None, description="Pixels a side, likewise. [default: the baseline's, else by data set]"
     )
     flops: Part | None = Field(
@@ -143,21 +170,21 @@ class PruneOptions(Options):
         description="Parameters that remain, likewise. With --flops, neither is passed and one of "
         "them is met.",
     )
-    primary_caps: PositiveInt | None = Field(
+    primary_caps: PositiveCount | None = Field(
         None, description="Primary capsules that the pruned trunk will have: S / D1, rounded down."
     )
     d1: PrimarySize = 8
-    latency: PositiveFloat | None = Field(
+    latency: Annotated[float, Field(gt=0, le=MAX_COUNT)] | None = Field(
         None,
         description="Most milliseconds for one image, measured on this machine in ONNX Runtime.",
     )
-    candidates: PositiveInt = Field(40, description="Strategies to try.")
+    candidates: CandidateCount = Field(40, description="Strategies to try.")
     sampler: SamplerName = Field(
         "random",
         description="Who proposes strategies: eagleeye (blind draws), random (blind draws, moved "
         "onto the target where they miss it), or tpe, cmaes, evolution, which learn from scores.",
     )
-    reduction_factor: PositiveInt | None = Field(
+    reduction_factor: CandidateCount | None = Field(
         None,
         description="Successive halving: try all candidates on few batches, then the best one in "
         "this many on that many times as many, and so on; 1 tries each in full. [default: 4 from "
@@ -171,24 +198,24 @@ class PruneOptions(Options):
     max_rate: Ratio | None = Field(
         None, description="Most of a group that a strategy removes. [default: by the target]"
     )
-    round_to: PositiveInt = Field(
+    round_to: ChannelCount = Field(
         1, description="Keep channels in multiples of this; 8 suits most processors."
     )
-    bn_batches: PositiveInt = Field(
+    bn_batches: PositiveCount = Field(
         20, description="Training batches from which a candidate's BN statistics are recomputed."
     )
-    workers: PositiveInt = Field(1, description="Processes that try candidates.")
-    storage: str | None = Field(
+    workers: Annotated[int, Field(ge=1, le=MAX_WORKERS)] = Field(
+        1, description="Processes that try candidates."
+    )
+    storage: Text | None = Field(
         None,
         description="Database for the candidates, such as postgresql://user@host/database, on "
         "which several machines work with copies of this run. [default: a file in the run]",
     )
-    strategy: Path | None = Field(
+    strategy: FilePath | None = Field(
         None, description="Apply this strategy.json instead of searching."
     )
-    epochs: Annotated[int, Field(ge=0)] | None = Field(
-        None, description="Epochs of fine-tuning. [default: by data set]"
-    )
+    epochs: Epochs | None = Field(None, description="Epochs of fine-tuning. [default: by data set]")
     lr: LearningRate = None
     batch_size: BatchSize = None
 
@@ -196,13 +223,13 @@ class PruneOptions(Options):
 class ImportOptions(Options):
     """Options of `import-checkpoint`: a backbone that was pruned elsewhere."""
 
-    checkpoint: Path = Field(
+    checkpoint: FilePath = Field(
         description="File with the state dict of a pruned backbone.", json_schema_extra=POSITIONAL
     )
     model: ModelName = Field(description="Backbone that was pruned, such as resnet50.")
     data: DataName = Field("digits", description=f"Data set to go on with: {', '.join(DATA_SETS)}.")
     data_root: DataRoot = None
-    image_size: PositiveInt | None = Field(
+    image_size: ImageSize | None = Field(
         None, description="Pixels a side shown to the network. [default: by data set]"
     )
     part: TrainingPart = None
@@ -211,14 +238,14 @@ class ImportOptions(Options):
 class HeadOptions(Options):
     """Options of both stages that put a head on the pruned trunk."""
 
-    checkpoint: Path | None = Field(
+    checkpoint: FilePath | None = Field(
         None,
         description="Checkpoint of a backbone. [default: the run's pruned/]",
         json_schema_extra=POSITIONAL,
     )
     data_root: DataRoot = None
     freeze: Freeze = False
-    epochs: PositiveInt | None = Field(None, description="Epochs. [default: by data set]")
+    epochs: PositiveEpochs | None = Field(None, description="Epochs. [default: by data set]")
     lr: LearningRate = None
     batch_size: BatchSize = None
 
@@ -238,7 +265,7 @@ class AttachLinearOptions(HeadOptions):
 class ExportOptions(Options):
     """Options of `export`: one verified ONNX file."""
 
-    checkpoint: Path | None = Field(
+    checkpoint: FilePath | None = Field(
         None,
         description="Checkpoint to export. [default: the run's caps/]",
         json_schema_extra=POSITIONAL,
@@ -249,7 +276,7 @@ class ExportOptions(Options):
         description="Write ONNX: the one format there is.",
         json_schema_extra={"flags": "--onnx"},
     )
-    output: Path | None = Field(
+    output: FilePath | None = Field(
         None, description="File to write. [default: onnx/model.onnx in the run]"
     )
     opset: Annotated[int, Field(ge=18, le=23)] = Field(18, description="ONNX operator set.")
@@ -264,33 +291,35 @@ class ExportOptions(Options):
 class ProfileOptions(Options):
     """Options of `profile`: latency, throughput and memory in ONNX Runtime."""
 
-    batch: Annotated[tuple[PositiveInt, ...], BeforeValidator(_numbers), Field(min_length=1)] = (
-        Field((1, 32), description="Batch sizes, separated by commas.")
-    )
+    batch: Annotated[
+        tuple[PositiveBatch, ...], BeforeValidator(_numbers), Field(min_length=1, max_length=1000)
+    ] = Field((1, 32), description="Batch sizes, separated by commas.")
     provider: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="Where to run: auto, cpu or cuda."
     )
-    repeats: PositiveInt = Field(30, description="Timed repeats of each measurement.")
+    repeats: Annotated[int, Field(ge=1, le=MAX_REPEATS)] = Field(
+        30, description="Timed repeats of each measurement."
+    )
 
 
 class AnalyseOptions(Options):
     """Options of `analyse`: what the capsules do, and how robust the network is."""
 
     data_root: DataRoot = None
-    images: PositiveInt = Field(2000, description="Test images to use, at most.")
+    images: PositiveCount = Field(2000, description="Test images to use, at most.")
 
 
 class EvaluateOptions(Options):
     """Options of `evaluate`: accuracy and loss of a checkpoint."""
 
-    checkpoint: Path | None = Field(
+    checkpoint: FilePath | None = Field(
         None,
         description="Checkpoint. [default: the run's latest]",
         json_schema_extra=POSITIONAL,
     )
     data_root: DataRoot = None
     split: Literal["test", "validation", "train"] = Field("test", description="Images to use.")
-    batch_size: PositiveInt = Field(128, description="Images a step.")
+    batch_size: PositiveBatch = Field(128, description="Images a step.")
 
 
 class InspectOptions(Options):
@@ -299,9 +328,9 @@ class InspectOptions(Options):
     model: ModelName | None = Field(
         None, description="Backbone. [default: the run's checkpoints are inspected]"
     )
-    strategy: Path | None = Field(None, description="Strategy to apply to the backbone.")
-    image_size: PositiveInt = Field(224, description="Pixels a side.")
-    classes: Annotated[int, Field(ge=2)] = Field(1000, description="Number of classes.")
+    strategy: FilePath | None = Field(None, description="Strategy to apply to the backbone.")
+    image_size: ImageSize = Field(224, description="Pixels a side.")
+    classes: ClassCount = Field(1000, description="Number of classes.")
     freeze: Freeze = False
     iterations: Iterations = 3
     d1: PrimarySize = 8
@@ -311,8 +340,8 @@ class InspectOptions(Options):
 class RunOptions(Options):
     """Which run a command is about."""
 
-    run: str = Field("default", description="Name of the run.")
-    runs_dir: Path = Field(Path("runs"), description="Folder that holds the runs.")
+    run: Text = Field("default", description="Name of the run.")
+    runs_dir: FilePath = Field(Path("runs"), description="Folder that holds the runs.")
 
 
 class SessionOptions(RunOptions):
@@ -321,7 +350,7 @@ class SessionOptions(RunOptions):
     seed: Seed | None = Field(
         None, description="Seed of everything random. [default: the run's, else 0]"
     )
-    device: str = Field("auto", description="auto, cpu, cuda, or cuda:N.")
+    device: Text = Field("auto", description="auto, cpu, cuda, or cuda:N.")
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = Field(
         "32-true", description="Precision of training."
     )
@@ -335,7 +364,7 @@ class SessionOptions(RunOptions):
 class Recipe(Options):
     """A whole run: the options of its stages under the stages' names."""
 
-    name: str = Field(description="Name of the run.")
+    name: Text = Field(description="Name of the run.")
     seed: Seed = 0
     train: TrainOptions
     prune: PruneOptions = Field(default_factory=PruneOptions)
@@ -387,15 +416,14 @@ def read_yaml(path: Path) -> dict[str, Any]:
     Raises:
         RecipeError: if the file is missing, is no YAML, or has no fields.
     """
-    import yaml
+    from capsprune.plain_yaml import parse_yaml
 
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = parse_yaml(read_text(path, _RECIPE_LIMIT))
     except FileNotFoundError:
         raise RecipeError(f"There is no recipe {path}; check the path.") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise RecipeError(f"{path} is no YAML file ({reason}); mend it.") from error
+    except BadFileError as error:
+        raise RecipeError(f"{path} {error}; a recipe is a small YAML file.") from error
     if not isinstance(content, dict):
         raise RecipeError(
             f"{path} holds no recipe; give the stages' options under their names, as in "
@@ -408,7 +436,7 @@ def _first_problem(kind: type[Options], error: ValidationError, where: str) -> s
     # A misspelt field is also a missing one: the spelling is what to mend.
     problems = error.errors()
     problem = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
-    location = [str(part) for part in problem["loc"]]
+    location = [cut(str(part), 40) for part in problem["loc"]]
     owner: type[BaseModel] = kind
     field = None
     for part in location:
@@ -428,5 +456,4 @@ def _first_problem(kind: type[Options], error: ValidationError, where: str) -> s
         return f"{label} is no field of a recipe; {hint}"
     if problem["type"] == "missing":
         return f"{label} is missing; give it."
-    message = problem["msg"].replace("Input should be", "it should be")
-    return f"{label} {problem['input']!r} is not accepted; {message[0].lower()}{message[1:]}."
+    return f"{label} {shown(problem['input'])} is not accepted; {requirement(problem['msg'])}."

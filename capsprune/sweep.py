@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
+from capsprune.bounds import FilePath, Seed, Text
 from capsprune.errors import CapspruneError
-from capsprune.files import make_folder, write_text
+from capsprune.files import BadFileError, make_folder, read_json, write_text
 from capsprune.recipe import (
     AnalyseOptions,
     BatchSize,
@@ -19,11 +20,10 @@ from capsprune.recipe import (
     LearningRate,
     ModelName,
     Options,
-    PositiveInt,
+    PositiveEpochs,
     ProfileOptions,
     Recipe,
     RecipeError,
-    Seed,
     parse_options,
     read_yaml,
 )
@@ -42,6 +42,10 @@ _OF_THE_GRID = {
 #: A sweep may grow along these; all else stays as it was begun.
 _MAY_GROW = ("backbones", "pruned", "seeds", "trunks", "published")
 
+_MAX_LENGTH = 1000
+_MAX_CELLS = 10_000
+#: Of what the grid runs over.
+_LENGTH = Field(min_length=1, max_length=_MAX_LENGTH)
 
 #: Stages of a finished cell.
 CELL_STAGES: tuple[StageName, ...] = ("pruned", "caps", "linear", "onnx", "analysis")
@@ -54,13 +58,15 @@ class SweepError(CapspruneError):
 def _distinct(value: Any) -> Any:
     """Read one value as a list of one, and a value that stands there twice once."""
     values = value if isinstance(value, list | tuple) else (value,)
+    if len(values) > _MAX_LENGTH:
+        return values  # to be refused
     return [one for n, one in enumerate(values) if one not in values[:n]]
 
 
 class TrunkOptions(Options):
     """How a head is trained on one kind of trunk: capsules and the linear control alike."""
 
-    epochs: PositiveInt | None = None
+    epochs: PositiveEpochs | None = None
     lr: LearningRate = None
     batch_size: BatchSize = None
 
@@ -73,26 +79,26 @@ class Published(Options):
     """What others published for a backbone and a pruned level."""
 
     #: A strategy.json, relative to the recipe.
-    strategy: Path | None = None
+    strategy: FilePath | None = None
     #: Name of a state dict, in the folder that --checkpoints names.
-    checkpoint: str | None = None
+    checkpoint: Text | None = None
 
 
 class SweepRecipe(Options):
     """A grid of runs: backbones x pruned FLOPs x kinds of trunk x seeds."""
 
-    name: str = Field(description="Name of the sweep, and of its folder.")
-    backbones: Annotated[tuple[ModelName, ...], BeforeValidator(_distinct), Field(min_length=1)]
+    name: Text = Field(description="Name of the sweep, and of its folder.")
+    backbones: Annotated[tuple[ModelName, ...], BeforeValidator(_distinct), _LENGTH]
     #: Per cent of the FLOPs that are removed.
     pruned: Annotated[
         tuple[Annotated[int, Field(ge=0, le=99)], ...],
         BeforeValidator(_distinct),
-        Field(min_length=1),
+        _LENGTH,
     ] = (0, 25, 50, 75)
     trunks: Annotated[dict[TrunkKind, TrunkOptions], Field(min_length=1)] = Field(
         default_factory=_both_kinds
     )
-    seeds: Annotated[tuple[Seed, ...], BeforeValidator(_distinct), Field(min_length=1)] = (0,)
+    seeds: Annotated[tuple[Seed, ...], BeforeValidator(_distinct), _LENGTH] = (0,)
     #: Options of the stages, but for what the grid fills in.
     train: dict[str, Any] = Field(default_factory=dict)
     prune: dict[str, Any] = Field(default_factory=dict)
@@ -149,6 +155,15 @@ class SweepRecipe(Options):
     def published_for(self, cell: GridCell) -> Published:
         """Give what others published for a cell's backbone."""
         return self.published.get(cell.backbone, {}).get(cell.pruned, Published())
+
+
+class _SweepFile(BaseModel):
+    """What stands in a sweep's file."""
+
+    format: Literal[1] = 1
+    recipe: SweepRecipe
+    #: Why a run is not finished, by its name.
+    failed: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -210,7 +225,12 @@ def read_sweep_recipe(path: Path) -> SweepRecipe:
         for backbone, levels in recipe.published.items()
     }
     recipe = recipe.model_copy(update={"published": published})
-    for cell in recipe.cells:
+    cells = recipe.cells
+    if len(cells) > _MAX_CELLS:
+        raise RecipeError(
+            f"{path} makes a grid of {len(cells)} cells; give fewer than {_MAX_CELLS}."
+        )
+    for cell in cells:
         recipe.cell_recipe(cell, where)
     return recipe
 
@@ -289,10 +309,9 @@ def read_sweep(runs_dir: Path, name: str) -> Sweep:
             f"There is no sweep '{name}' in {runs_dir}; start one with 'capsprune sweep RECIPE'."
         )
     try:
-        content = json.loads((directory / _SWEEP_FILE).read_text(encoding="utf-8"))
-        recipe = SweepRecipe.model_validate(content["recipe"])
-        return Sweep(directory, recipe, content["failed"])
-    except (ValidationError, ValueError, KeyError, TypeError) as error:
+        content = _SweepFile.model_validate(read_json(directory / _SWEEP_FILE))
+        return Sweep(directory, content.recipe, content.failed)
+    except (ValidationError, BadFileError, CapspruneError) as error:
         raise SweepError(
             f"{directory / _SWEEP_FILE} is damaged; remove it, and give the sweep's recipe again: "
             "its finished runs are kept."

@@ -217,8 +217,9 @@ def test_only_regular_files_of_a_bounded_size_are_read(tmp_path: Path) -> None:
     with pytest.raises(BadFileError, match="larger"):
         read_bytes(tmp_path / "large", limit=10)
     assert read_bytes(tmp_path / "large", limit=11) == bytes(11)
-    with pytest.raises(FileNotFoundError):
-        read_bytes(tmp_path / "absent")
+    for absent in ("absent", "nul\0"):
+        with pytest.raises(FileNotFoundError):
+            read_bytes(tmp_path / absent)
 
 
 @pytest.mark.parametrize(
@@ -229,7 +230,9 @@ def test_only_regular_files_of_a_bounded_size_are_read(tmp_path: Path) -> None:
         (b"{", "no JSON"),
         (b'{"a": NaN}', "NaN"),
         (b'{"a": 1e999}', "too large"),
-        (b"1" * 5000, "no JSON"),
+        (b"1" * 5000, "too large"),
+        (b"[9223372036854775808]", "too large"),
+        (b'{"name": "\\ud800"}', "no JSON"),
     ],
 )
 def test_what_is_no_json_is_said(tmp_path: Path, content: bytes, reason: str) -> None:

@@ -1,18 +1,29 @@
+import os
 import re
 from pathlib import Path
 
 import pytest
+from test_plain_yaml import HOSTILE
 
 from capsprune.errors import CapspruneError
 from capsprune.recipe import (
+    AnalyseOptions,
+    AttachCapsOptions,
+    EvaluateOptions,
+    ExportOptions,
+    ImportOptions,
+    InspectOptions,
     ProfileOptions,
     PruneOptions,
     Recipe,
     RecipeError,
+    RunOptions,
+    SessionOptions,
     TrainOptions,
     parse_options,
     read_recipe,
 )
+from capsprune.sweep import read_sweep_recipe
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 
@@ -60,6 +71,106 @@ def test_what_is_wrong_is_one_sentence(kind, values, said):
         parse_options(kind, values)
     assert said in str(error.value)
     assert "\n" not in str(error.value) and str(error.value)[-1] in ".?"
+
+
+HUGE = 10**30
+LONG = "x" * 10**6
+
+
+@pytest.mark.parametrize(
+    ("kind", "field"),
+    [
+        (TrainOptions, "image-size"),
+        (TrainOptions, "epochs"),
+        (TrainOptions, "lr"),
+        (TrainOptions, "batch-size"),
+        (PruneOptions, "primary-caps"),
+        (PruneOptions, "d1"),
+        (PruneOptions, "latency"),
+        (PruneOptions, "candidates"),
+        (PruneOptions, "reduction-factor"),
+        (PruneOptions, "round-to"),
+        (PruneOptions, "bn-batches"),
+        (PruneOptions, "workers"),
+        (AttachCapsOptions, "iterations"),
+        (AttachCapsOptions, "d2"),
+        (ExportOptions, "opset"),
+        (ProfileOptions, "batch"),
+        (ProfileOptions, "repeats"),
+        (AnalyseOptions, "images"),
+        (EvaluateOptions, "batch-size"),
+        (InspectOptions, "image-size"),
+        (InspectOptions, "classes"),
+        (SessionOptions, "seed"),
+    ],
+)
+@pytest.mark.parametrize("value", [HUGE, str(HUGE), 1e308, float("inf"), float("nan"), "9" * 5000])
+def test_every_number_has_a_bound(kind, field, value):
+    values = {"model": "resnet18"} if kind is TrainOptions else {}
+    with pytest.raises(RecipeError, match=f"--{field} .* is not accepted") as error:
+        parse_options(kind, {**values, field: value})
+    assert len(str(error.value)) < 400
+
+
+@pytest.mark.parametrize("value", [LONG, "a/" * 3000, "nul\0", f"folder/{'é' * 200}"])
+@pytest.mark.parametrize(
+    ("kind", "field"),
+    [
+        (TrainOptions, "data-root"),
+        (PruneOptions, "strategy"),
+        (ImportOptions, "checkpoint"),
+        (ExportOptions, "output"),
+        (RunOptions, "runs-dir"),
+    ],
+)
+def test_a_path_is_one_that_a_file_can_have(kind, field, value):
+    values = {"model": "resnet18"} if kind in (TrainOptions, ImportOptions) else {}
+    with pytest.raises(RecipeError, match=f"--{field} .* is not accepted") as error:
+        parse_options(kind, {**values, field: value})
+    assert len(str(error.value)) < 400
+
+
+@pytest.mark.parametrize("value", [LONG, "nul\0"])
+@pytest.mark.parametrize("field", ["model", "data", "weights"])
+def test_a_text_has_a_bound(field, value):
+    with pytest.raises(CapspruneError) as error:
+        parse_options(TrainOptions, {"model": "resnet18", field: value})
+    assert len(str(error.value)) < 400
+
+
+@pytest.mark.parametrize("text", [*HOSTILE.values(), "a: b\n---\nc: d", "train: 2024-13-45"])
+def test_what_is_no_recipe_is_one_sentence(tmp_path, text):
+    (tmp_path / "r.yaml").write_text(text)
+    for read in (read_recipe, read_sweep_recipe):
+        with pytest.raises(CapspruneError) as error:
+            read(tmp_path / "r.yaml")
+        assert "r.yaml" in str(error.value)
+        assert "\n" not in str(error.value) and len(str(error.value)) < 600
+
+
+def test_only_a_regular_file_of_bounded_size_is_a_recipe(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "large").write_text(f"name: {'x' * 300_000}")
+    for path, said in (
+        (tmp_path / "pipe", "is no regular file"),
+        (Path("/dev/zero"), "is no regular file"),
+        (tmp_path / "large", "is larger than"),
+        (tmp_path / "nul\0", "check the path"),
+    ):
+        with pytest.raises(RecipeError, match=said):
+            read_recipe(path)
+
+
+def test_a_sweep_has_a_bounded_grid(tmp_path):
+    path = tmp_path / "s.yaml"
+    numbers = list(range(1001))
+    for text, said in (
+        (f"backbones: resnet18\nseeds: {numbers}", "at most 1000 items"),
+        (f"backbones: resnet18\nseeds: {numbers[:120]}\npruned: {numbers[:99]}", "cells"),
+    ):
+        path.write_text(text)
+        with pytest.raises(RecipeError, match=said):
+            read_sweep_recipe(path)
 
 
 def test_unknown_names_have_neighbours():

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from capsprune.bounds import MAX_ENTRIES, ChannelCount, Name, what_is_wrong
 from capsprune.errors import StrategyError, unknown_name
+from capsprune.files import BadFileError, read_json
 from capsprune.pruning.groups import Dependencies
+from capsprune.pruning.names import CriterionName
 
 
 @dataclass(frozen=True)
@@ -101,6 +105,20 @@ def kept_channels(
     return np.clip(kept, np.minimum(step, channels), channels)
 
 
+class _StrategyFile(BaseModel):
+    """What stands in a strategy.json, as `Strategy.to_dict` writes it."""
+
+    model_config = ConfigDict(strict=True)
+
+    model: Name
+    flops: Annotated[float, Field(gt=0, le=1)]
+    fractions_removed: Annotated[
+        dict[Name, Annotated[float, Field(ge=0, lt=1)]], Field(max_length=MAX_ENTRIES)
+    ]
+    round_to: ChannelCount = 1
+    criterion: CriterionName = "l1"
+
+
 def read_strategy(path: Path, model: str) -> Strategy:
     """Read a strategy.
 
@@ -112,41 +130,24 @@ def read_strategy(path: Path, model: str) -> Strategy:
         StrategyError: if the file is missing, is no strategy, or is for another backbone.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = _StrategyFile.model_validate(read_json(path))
     except FileNotFoundError:
         raise StrategyError(f"There is no strategy file {path}; check the path.") from None
-    except (OSError, ValueError) as error:
-        raise StrategyError(f"{path} is no JSON file ({error}); give a strategy.json.") from error
-    fractions = content.get("fractions_removed") if isinstance(content, dict) else None
-    if (
-        not isinstance(fractions, dict)
-        or not isinstance(content.get("model"), str)
-        or not isinstance(content.get("flops"), (int, float))
-    ):
+    except BadFileError as error:
+        raise StrategyError(f"{path} {error}; give a strategy.json.") from error
+    except ValidationError as error:
         raise StrategyError(
-            f"{path} is no strategy: it needs 'model', 'flops' and 'fractions_removed', a mapping "
-            "from group name to fraction."
-        )
-    if content["model"] != model:
+            f"{path} is no strategy: {what_is_wrong(error)}. It needs 'model', 'flops' and "
+            "'fractions_removed', a mapping from group name to fraction."
+        ) from error
+    if content.model != model:
         raise StrategyError(
-            f"{path} is a strategy for {content['model']}, not for {model}; give one for {model}."
+            f"{path} is a strategy for {content.model}, not for {model}; give one for {model}."
         )
-    for name, value in fractions.items():
-        if not isinstance(value, (int, float)) or not 0 <= value < 1:
-            raise StrategyError(
-                f"{path} removes {value!r} of group '{name}'; give a fraction from 0 up to, "
-                "but not including, 1."
-            )
-    round_to = content.get("round_to", 1)
-    if not isinstance(round_to, int) or round_to < 1:
-        raise StrategyError(f"{path} rounds to {round_to!r} channels; give 1 or more.")
-    criterion = content.get("criterion", "l1")
-    if not isinstance(criterion, str):
-        raise StrategyError(f"{path} has the criterion {criterion!r}; give a name, such as l1.")
     return Strategy(
         model=model,
-        flops=float(content["flops"]),
-        round_to=round_to,
-        criterion=criterion,
-        fractions={name: float(value) for name, value in fractions.items()},
+        flops=content.flops,
+        round_to=content.round_to,
+        criterion=content.criterion,
+        fractions=content.fractions_removed,
     )

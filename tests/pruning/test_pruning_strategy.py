@@ -1,5 +1,7 @@
 import json
 import math
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -89,25 +91,38 @@ def test_the_order_of_a_file_plays_no_part(tmp_path, tiny):
 @pytest.mark.parametrize(
     ("value", "said"),
     [
-        ("{", "no JSON file"),
-        ("[1, 2]", "no strategy: it needs"),
-        (content(flops="half"), "no strategy: it needs"),
-        (content(fractions_removed=[0.5]), "no strategy: it needs"),
-        ({"model": "tiny", "flops": 0.5}, "no strategy: it needs"),
+        ("{", "is no JSON"),
+        ("[" * 100_000, "nested too deeply"),
+        ("[1, 2]", r"is no strategy: \[1, 2\] is not accepted"),
+        (content(flops="half"), "flops 'half' is not accepted"),
+        (content(flops=True), "flops True is not accepted"),
+        (content(flops=0), "flops 0 is not accepted"),
+        (content(model=["tiny"]), "model"),
+        (content(model="x" * 10**6), "at most 255 characters"),
+        (content(fractions_removed=[0.5]), r"fractions_removed \[0.5\] is not accepted"),
+        ({"model": "tiny", "flops": 0.5}, "fractions_removed is missing"),
         (content(model="resnet50"), "for resnet50, not for tiny"),
-        (content(fractions_removed={"stem": 1.0}), r"removes 1\.0 of group 'stem'"),
-        (content(fractions_removed={"stem": -0.1}), r"removes -0\.1 of group 'stem'"),
-        (content(fractions_removed={"stem": "much"}), "removes 'much' of group 'stem'"),
-        (content(fractions_removed={"stem": None}), "removes None of group 'stem'"),
-        ('{"model": "tiny", "flops": 0.5, "fractions_removed": {"stem": NaN}}', "removes nan"),
-        (content(round_to=0), "rounds to 0"),
-        (content(round_to=2.5), r"rounds to 2\.5"),
+        (content(fractions_removed={"stem": 1.0}), r"stem 1\.0 is not accepted"),
+        (content(fractions_removed={"stem": -0.1}), r"stem -0\.1 is not accepted"),
+        (content(fractions_removed={"stem": "much"}), "stem 'much' is not accepted"),
+        (content(fractions_removed={"stem": None}), "stem None is not accepted"),
+        (content(fractions_removed={"stem": True}), "stem True is not accepted"),
+        (content(fractions_removed={"\ud800": 0.5}), "is no JSON"),
+        ('{"model": "tiny", "flops": 0.5, "fractions_removed": {"stem": NaN}}', "NaN"),
+        (content(round_to=0), "round_to 0 is not accepted"),
+        (content(round_to=2.5), r"round_to 2\.5 is not accepted"),
+        (content(round_to=True), "round_to True is not accepted"),
+        (content(round_to=10**15), "round_to 1000000000000000 is not accepted"),
+        (content(round_to=10**30), "too large"),
+        (content(criterion="magnitude"), "criterion 'magnitude' is not accepted"),
+        (content(criterion=1), "criterion 1 is not accepted"),
     ],
 )
 def test_a_file_that_is_no_strategy_is_refused(tmp_path, value, said):
     with pytest.raises(StrategyError, match=said) as error:
         read_strategy(written(tmp_path, value), "tiny")
     assert "strategy.json" in str(error.value)
+    assert len(str(error.value)) < 600 + len(str(tmp_path))
 
 
 def test_a_missing_file_is_named(tmp_path):
@@ -134,3 +149,10 @@ def test_rounding_counts_channels_where_units_have_several(round_to, width):
     kept = kept_channels(np.linspace(0, 0.99, 7), units, round_to, np.full(7, width))
     assert (kept * width % round_to == 0).all()
     assert kept[0] == 24 and (kept >= 1).all() and kept[-1] < 12
+
+
+def test_a_pipe_or_a_device_is_no_strategy(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/zero"), tmp_path):
+        with pytest.raises(StrategyError, match="is no regular file"):
+            read_strategy(path, "tiny")
