@@ -64,6 +64,26 @@ def _numbers(value: Any) -> Any:
     return value
 
 
+def _value_range(value: Any) -> Any:
+    """Read "0,4095" as (0, 4095)."""
+    numbers = _numbers(value)
+    if isinstance(value, str) and len(numbers) != 2:
+        raise ValueError("it should be two numbers, such as 0,4095")
+    return numbers
+
+
+def _ascending(value_range: tuple[float, float]) -> tuple[float, float]:
+    from capsprune.data.decoding import check_value_range  # which takes Pillow to import
+
+    return check_value_range(value_range)
+
+
+def _colour(colour: str) -> str:
+    from capsprune.data.decoding import check_colour
+
+    return check_colour(colour)
+
+
 def _hyphenated(name: str) -> str:
     return name.replace("_", "-")
 
@@ -92,6 +112,19 @@ TrainingPart = Annotated[
         description="Part of the training images to use, here and in the stages that follow. "
         "[default: all]"
     ),
+]
+ValueRange = Annotated[
+    Annotated[tuple[float, float], BeforeValidator(_value_range), AfterValidator(_ascending)]
+    | None,
+    Field(
+        description="Values of images of more than 8 bits a pixel that become black and white, "
+        "here and in the stages that follow. [default: least and greatest of all images, unless "
+        "they fill 16 bits]"
+    ),
+]
+Background = Annotated[
+    Annotated[str, AfterValidator(_colour)] | None,
+    Field(description="Colour that transparent images are shown on, likewise. [default: white]"),
 ]
 LearningRate = Annotated[
     Annotated[float, Field(gt=0, le=MAX_LEARNING_RATE)] | None,
@@ -139,6 +172,8 @@ class TrainOptions(Options):
         None, description="Pixels a side shown to the network. [default: by data set]"
     )
     part: TrainingPart = None
+    value_range: ValueRange = None
+    background: Background = None
     weights: Text = Field("auto", description="Starting weights: auto, imagenet, none, or a file.")
     epochs: Epochs | None = Field(
         None, description="Epochs; 0 keeps the starting weights. [default: by data set]"
@@ -160,6 +195,8 @@ class PruneOptions(Options):
     image_size: ImageSize | None = Field(
         None, description="Pixels a side, likewise. [default: the baseline's, else by data set]"
     )
+    value_range: ValueRange = None
+    background: Background = None
     flops: Part | None = Field(
         None,
         description="FLOPs (multiply-accumulates) that remain, as a part of the unpruned; 1 "
@@ -233,6 +270,8 @@ class ImportOptions(Options):
         None, description="Pixels a side shown to the network. [default: by data set]"
     )
     part: TrainingPart = None
+    value_range: ValueRange = None
+    background: Background = None
 
 
 class HeadOptions(Options):

@@ -10,7 +10,7 @@ import zipfile
 import zlib
 from pathlib import Path, PurePosixPath
 
-from capsprune.data.images import Progress
+from capsprune.data.survey import Progress
 from capsprune.errors import DataError
 from capsprune.files import make_folder, move, replacing, scratch
 

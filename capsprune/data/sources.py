@@ -5,26 +5,27 @@ from __future__ import annotations
 import hashlib
 import os
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from capsprune.data import images as image_sets
+from capsprune.data.decoding import Decoding
 from capsprune.data.download import checksum, fetch, unpack_zip
+from capsprune.data.fingerprints import digest_files, label_bytes
 from capsprune.data.folders import (
-    FileList,
     ImageFolder,
     is_tiny_imagenet,
     scan_image_folder,
     scan_tiny_imagenet,
 )
 from capsprune.data.formats import parse_cifar, read_idx
-from capsprune.data.images import FileImages, ImageSet, Progress, TensorImages
+from capsprune.data.images import FileImages, ImageSet, TensorImages
 from capsprune.data.names import (
     DATA_SETS,
     FOLDER,
@@ -36,6 +37,8 @@ from capsprune.data.names import (
     written_path,
 )
 from capsprune.data.splits import Split, draw_split
+from capsprune.data.survey import ClassFiles, Progress, decode_all, survey, verify
+from capsprune.data.walk import listed
 from capsprune.errors import DataError
 from capsprune.files import BadFileError, holding, make_folder, read_bytes
 
@@ -43,6 +46,9 @@ __all__ = ["DATA_SETS", "DataSplits", "ImageSet", "default_root", "load_data"]
 
 MEMORY_BUDGET = 2 * 2**30
 """Bytes of decoded pixels up to which a folder of images is kept in memory."""
+
+DEFAULT_BACKGROUND = "#ffffff"
+"""What transparent images are composed onto."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +62,8 @@ class DataSplits:
         train: what to train on; shares its storage with what was carved from it.
         validation: what to choose by.
         test: what to report on.
-        split: which image went where; store it to get the same sets again.
+        split: which image went where, and how files become pixels; store it to get the same sets
+            again. It is the split that was given, but for what is noted on the files.
         notes: sentences on the data that a user should know.
     """
 
@@ -82,11 +89,18 @@ class _Request:
     image_size: int
     download: bool
     progress: Progress | None
+    #: How files are to become pixels where no split says it.
+    decoding: Decoding
+    split: Split | None
 
 
 @dataclass(frozen=True)
 class _Source:
-    """A data set before it is split. The shares say what to carve where a set is None."""
+    """A data set before it is split. The shares say what to carve where a set is None.
+
+    `noted` are fields of the split on how files were read; `older_fingerprint` is what older
+    versions took for the fingerprint.
+    """
 
     class_names: tuple[str, ...]
     native_size: int
@@ -96,6 +110,8 @@ class _Source:
     test: ImageSet | None
     validation_share: float
     test_share: float = 0.2
+    older_fingerprint: str | None = None
+    noted: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 
@@ -118,6 +134,8 @@ def load_data(
     seed: int = 0,
     split: Split | None = None,
     part: float = 1.0,
+    value_range: tuple[float, float] | None = None,
+    background: str | None = None,
     download: bool = True,
     progress: Progress | None = None,
 ) -> DataSplits:
@@ -132,6 +150,10 @@ def load_data(
         seed: what to draw the split from, non-negative.
         split: apply this split instead of drawing one; `seed` and `part` then have no effect.
         part: of the training images, to use, in (0, 1].
+        value_range: which values of files that hold more than 8 bits a pixel become black and
+            white; None for the split's, or for what the files themselves suggest.
+        background: #rrggbb, what transparent files are composed onto; None for the split's, or for
+            white.
         download: whether a data set that is missing may be downloaded.
         progress: called with what is being done, how much is done, and the total.
 
@@ -141,6 +163,8 @@ def load_data(
     name = known_data_set(name)
     if image_size < 1:
         raise DataError(f"Image size {image_size} is too small: give at least 1 pixel.")
+    if split is not None:
+        split.require_decoding(value_range, background)
     if root is not None:
         written_path(root)  # raises where it could not be written down later
     if root is not None and data_set_kind(name) == FOLDER:
@@ -150,7 +174,10 @@ def load_data(
                 f"where such a folder lies that was moved after the run began."
             )
         name = folder_data_set(root)
-    request = _Request(name, root or default_root(), image_size, download, progress)
+    decoding = Decoding(value_range, background or DEFAULT_BACKGROUND)
+    request = _Request(
+        name, root or default_root(), image_size, download, progress, decoding, split
+    )
     source = _READERS[data_set_kind(name)](request)
     check_class_names(source.class_names, name)
     if split is None:
@@ -162,7 +189,10 @@ def load_data(
             fingerprint=source.fingerprint,
             own_validation=source.validation is not None,
             own_test=source.test is not None,
+            older_fingerprint=source.older_fingerprint,
         )
+        noted = {"fingerprint": source.fingerprint, **source.noted}
+        split = split.model_copy(update=noted)
     parts = {
         "training": source.pool.select(split.train.tolist()),
         "validation": source.validation or source.pool.select(split.validation or ()),
@@ -182,13 +212,25 @@ def load_data(
         validation=parts["validation"],
         test=parts["test"],
         split=split,
-        notes=source.notes,
+        notes=(*source.notes, *_missing_classes(source.class_names, parts)),
     )
+
+
+def _missing_classes(class_names: tuple[str, ...], parts: dict[str, ImageSet]) -> Iterator[str]:
+    """Name the classes that a set lacks, of which its accuracy says nothing."""
+    for what in ("validation", "test"):
+        counts = torch.bincount(parts[what].labels, minlength=len(class_names))
+        missing = [class_names[label] for label in (counts == 0).nonzero().flatten().tolist()]
+        if missing:
+            yield (
+                f"The {what} set holds no image of {len(missing)} of the {len(class_names)} "
+                f"classes: {listed(missing, 10)}"
+            )
 
 
 def _draw(name: str, source: _Source, seed: int, part: float) -> Split:
     own = {"validation": source.validation, "test": source.test}
-    return draw_split(
+    split = draw_split(
         source.pool.labels.numpy(),
         data=name,
         seed=seed,
@@ -198,6 +240,7 @@ def _draw(name: str, source: _Source, seed: int, part: float) -> Split:
         own_counts={name: len(images) for name, images in own.items() if images is not None},
         part=part,
     )
+    return split.model_copy(update=source.noted)
 
 
 # Digits
@@ -475,26 +518,76 @@ def _read_folder(request: _Request) -> _Source:
 
 def _file_source(request: _Request, found: ImageFolder, root: Path, size: int) -> _Source:
     lists = [files for files in (found.train, found.validation, found.test) if files is not None]
-    total = sum(len(files.paths) for files in lists)
-    lazy = total * 3 * size * size > MEMORY_BUDGET
+    labels = [np.array(files.labels, dtype=np.int64) for files in lists]
+    paths = [path for files in lists for path in files.paths]
+    lazy = len(paths) * 3 * size * size > MEMORY_BUDGET
+    digests = digest_files(
+        [(files.paths, classes) for files, classes in zip(lists, labels, strict=True)], root
+    )
+    before = request.split
+    if before is not None:  # told before any file is read
+        before.require_fit(
+            data=request.name,
+            size=len(found.train.paths),
+            fingerprint=digests.names,
+            own_validation=found.validation is not None,
+            own_test=found.test is not None,
+            older_fingerprint=digests.sizes,
+        )
+    verified = before.verified if before is not None else None
+    notes: tuple[str, ...] = ()
+    pixels: Tensor | None = None
+    if before is None:
+        every = ClassFiles(paths, np.concatenate(labels), found.class_names, request.name)
+        seen = survey(every, size, request.decoding, keep=not lazy, progress=request.progress)
+        decoding, pixels, notes = seen.decoding, seen.pixels, seen.notes
+        verified = digests.times
+    else:
+        decoding = before.decoding
+        if before.file_sizes not in (None, digests.sizes):
+            notes = (
+                f"Some files of data set '{request.name}' were replaced since they were split; "
+                f"the split goes by their names and is kept",
+            )
+        if not lazy:
+            pixels = decode_all(paths, size, decoding, request.progress)
+        elif verified != digests.times:
+            verify(paths, size, decoding, request.progress)
+            verified = digests.times
 
-    def as_set(files: FileList) -> ImageSet:
-        labels = torch.tensor(files.labels, dtype=torch.int64)
-        if lazy:
-            return FileImages(files.paths, labels, size)
-        pixels = image_sets.decode_all(files.paths, size, request.progress)
-        return TensorImages(pixels, labels)
+    def sets() -> Iterator[ImageSet | None]:
+        start = 0
+        for files in (found.train, found.validation, found.test):
+            if files is None:
+                yield None
+                continue
+            classes = torch.tensor(files.labels, dtype=torch.int64)
+            stop = start + len(classes)
+            if pixels is None:
+                yield FileImages(files.paths, classes, size, decoding)
+            else:
+                yield TensorImages(pixels[start:stop], classes)
+            start = stop
 
+    pool, validation, test = sets()
+    assert pool is not None
     return _Source(
         class_names=found.class_names,
         native_size=size,
-        fingerprint=_file_fingerprint(lists, root),
-        pool=as_set(found.train),
-        validation=None if found.validation is None else as_set(found.validation),
-        test=None if found.test is None else as_set(found.test),
+        fingerprint=digests.names,
+        older_fingerprint=digests.sizes,
+        pool=pool,
+        validation=validation,
+        test=test,
         validation_share=0.1,
         test_share=0.2,
-        notes=found.notes,
+        noted={
+            "value_range": decoding.value_range,
+            "background": decoding.background,
+            "file_sizes": digests.sizes,
+            "verified": verified,
+        },
+        notes=(*found.notes, *notes),
     )
 
 
@@ -532,20 +625,6 @@ def _tensor_images(pixels: np.ndarray, labels: np.ndarray) -> TensorImages:
 def _pixel_fingerprint(*sets: TensorImages) -> str:
     digest = hashlib.sha256()
     for images in sets:
-        digest.update(_label_bytes(images.labels))
+        digest.update(label_bytes(images.labels.numpy()))
         digest.update(images.storage.numpy().data)
     return digest.hexdigest()
-
-
-def _file_fingerprint(lists: list[FileList], root: Path) -> str:
-    digest = hashlib.sha256()
-    for files in lists:
-        digest.update(_label_bytes(torch.tensor(files.labels, dtype=torch.int64)))
-        for path in files.paths:
-            name = path.relative_to(root).as_posix()
-            digest.update(f"{name}\0{path.stat().st_size}\n".encode("utf-8", "surrogateescape"))
-    return digest.hexdigest()
-
-
-def _label_bytes(labels: Tensor) -> bytes:
-    return labels.numpy().astype("<i8").tobytes()

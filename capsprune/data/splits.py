@@ -5,8 +5,16 @@ from __future__ import annotations
 from typing import Annotated
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
+from capsprune.data.decoding import Decoding, check_colour, check_value_range
 from capsprune.data.names import data_set_kind
 from capsprune.errors import DataError
 
@@ -22,13 +30,19 @@ class Split(BaseModel):
         method: how it was drawn, for a reader.
         size: number of images in the pool.
         fingerprint: SHA-256 (hex) of the data set: of labels and pixels where it is kept in
-            memory at its own size, of labels, file names and file sizes where it is a folder.
+            memory at its own size, of labels and file names where it is a folder (of file sizes
+            too in splits of older versions).
         counts: number of images that train, validate and test.
         validation: positions in the pool, ascending; None where the data set has a validation
             set of its own.
         test: likewise; None where the data set has a test set of its own.
         unused: positions of the images that were left out, ascending, where only a part of the
             training images was asked for.
+        value_range: of the files of a folder, as in `Decoding`.
+        background: likewise.
+        file_sizes: digest of labels, file names and sizes when the folder was last read.
+        verified: digest of these and of the times of the files' last changes when all files were
+            last found to be readable.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -42,6 +56,10 @@ class Split(BaseModel):
     validation: tuple[Index, ...] | None
     test: tuple[Index, ...] | None
     unused: tuple[Index, ...] = ()
+    value_range: Annotated[tuple[float, float], AfterValidator(check_value_range)] | None = None
+    background: Annotated[str, AfterValidator(check_colour)] | None = None
+    file_sizes: str | None = None
+    verified: str | None = None
 
     @model_validator(mode="after")
     def _check_positions(self) -> Split:
@@ -60,6 +78,11 @@ class Split(BaseModel):
         kept[list(self.test or ())] = False
         kept[list(self.unused)] = False
         return np.flatnonzero(kept)
+
+    @property
+    def decoding(self) -> Decoding:
+        """How files become pixels."""
+        return Decoding(self.value_range, self.background)
 
     def to_json(self) -> str:
         """The split as JSON text."""
@@ -91,6 +114,7 @@ class Split(BaseModel):
         fingerprint: str,
         own_validation: bool,
         own_test: bool,
+        older_fingerprint: str | None = None,
     ) -> None:
         """Check that this split belongs to the data at hand.
 
@@ -100,6 +124,7 @@ class Split(BaseModel):
             fingerprint: of the data set.
             own_validation: whether it has a validation set outside the pool.
             own_test: whether it has a test set outside the pool.
+            older_fingerprint: the fingerprint that older versions gave the data set.
 
         Raises:
             DataError: it does not.
@@ -127,11 +152,35 @@ class Split(BaseModel):
                     f"The stored split does not agree with data set '{data}' on a {part} set "
                     f"of its own, which now {now}: {remedy}"
                 )
-        if self.fingerprint != fingerprint:
+        if self.fingerprint not in (fingerprint, older_fingerprint):
             raise DataError(
                 f"Data set '{data}' has changed since the stored split was drawn "
                 f"(other fingerprint): {remedy}"
             )
+
+    def require_decoding(
+        self, value_range: tuple[float, float] | None, background: str | None
+    ) -> None:
+        """Check that the images are read as is asked for now; None asks for nothing.
+
+        Raises:
+            DataError: they are read otherwise.
+        """
+        for option, asked, kept in (
+            ("value-range", value_range, self.value_range),
+            ("background", background, self.background),
+        ):
+            if asked is not None and asked != kept:
+                raise DataError(
+                    f"The run reads its images with {option} {_shown(kept)}, not {_shown(asked)}: "
+                    f"leave --{option} out, or start a new run."
+                )
+
+
+def _shown(setting: tuple[float, float] | str | None) -> str:
+    if setting is None:
+        return "left open"
+    return setting if isinstance(setting, str) else ",".join(f"{value:g}" for value in setting)
 
 
 def draw_split(

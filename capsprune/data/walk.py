@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from capsprune.data.images import IMAGE_SUFFIXES
+from capsprune.data.decoding import IMAGE_SUFFIXES
 from capsprune.errors import DataError
 
 #: What people and programs keep beside images: left out, and said.

@@ -53,7 +53,14 @@ def import_checkpoint(options: ImportOptions, session: Session) -> StageRecord:
         return record
 
     state = read_state_dict(options.checkpoint)
-    splits = session.data(options.data, options.data_root, image_size, options.part or 1.0)
+    splits = session.data(
+        options.data,
+        options.data_root,
+        image_size,
+        options.part or 1.0,
+        options.value_range,
+        options.background,
+    )
     torch.manual_seed(run.seed)  # a classifier may be drawn anew
     network = build_backbone(options.model, splits.num_classes, **arguments).eval()
     unpruned = Prunable.of(options.model, network, image_size)

@@ -69,7 +69,13 @@ def prune(options: PruneOptions, session: Session) -> StageRecord:
         strategy.kept(dependencies)  # raises if it does not fit
     else:
         space = search_space(options, session, unpruned)
-    splits = session.data(described.data.name, options.data_root, size)
+    splits = session.data(
+        described.data.name,
+        options.data_root,
+        size,
+        value_range=options.value_range,
+        background=options.background,
+    )
     device = session.fabric.device
 
     check_storage(options)
@@ -141,7 +147,10 @@ def _baseline(options: PruneOptions, session: Session) -> Architecture:
             )
         given = {
             name: value
-            for name in ("model", "data", "data_root", "image_size")
+            for name in (
+                *("model", "data", "data_root", "image_size"),
+                *("value_range", "background"),
+            )
             if (value := getattr(options, name)) is not None
         }
         session.progress.say(
@@ -169,7 +178,13 @@ def _check_before_training(options: PruneOptions, training: TrainOptions, sessio
     if options.strategy is not None:
         read_strategy(options.strategy, name)
     check_storage(options)
-    classes = session.data(training.data, training.data_root, size).num_classes
+    classes = session.data(
+        training.data,
+        training.data_root,
+        size,
+        value_range=training.value_range,
+        background=training.background,
+    ).num_classes
     network = Prunable.of(name, build_backbone(name, classes, **arguments).eval(), size)
     strategy, criterion = _given_strategy(options, name, network.dependencies)
     if strategy is not None:

@@ -61,7 +61,15 @@ class Session:
             self._fabric = make_fabric(self.device, self.precision)
         return self._fabric
 
-    def data(self, name: str, root: Path | None, image_size: int, part: float = 1.0) -> DataSplits:
+    def data(
+        self,
+        name: str,
+        root: Path | None,
+        image_size: int,
+        part: float = 1.0,
+        value_range: tuple[float, float] | None = None,
+        background: str | None = None,
+    ) -> DataSplits:
         """Load a data set, split as this run splits it, and say what is to be known of it.
 
         Args:
@@ -70,9 +78,12 @@ class Session:
                 was moved: that folder.
             image_size: pixels a side shown to the network.
             part: of the training images, to use, where the run has no split yet.
+            value_range: as `load_data` takes it; None for the run's.
+            background: likewise.
 
         Raises:
-            DataError: if the data are missing or unusable, or are not those that the run split.
+            DataError: if the data are missing or unusable, are not those that the run split, or
+                are to be read otherwise than the run reads them.
         """
         if root is not None:
             self.root = native_path(written_path(root))
@@ -89,17 +100,23 @@ class Session:
                     seed=self.run.seed,
                     split=split,
                     part=part,
+                    value_range=value_range,
+                    background=background,
                     progress=lambda what, done, total: bar(done, total, what),
                 )
-            self._note(self._data[key])
-        return self._data[key]
+            self._note(self._data[key], split)
+        loaded = self._data[key]
+        loaded.split.require_decoding(value_range, background)
+        return loaded
 
-    def _note(self, loaded: DataSplits) -> None:
-        """Say what is to be known of the data, once."""
+    def _note(self, loaded: DataSplits, stored: Split | None) -> None:
+        """Say what is to be known of the data, and keep what was found out about its files."""
         for note in loaded.notes:
             if note not in self._said:
                 self._said.add(note)
                 self.progress.say(note)
+        if stored is not None and loaded.split != stored:
+            self.run.write_split(loaded.split.to_json())
 
     def batches(
         self, images: ImageSet, image_size: int, batch_size: int = EVALUATION_BATCH

@@ -202,6 +202,8 @@ def _pruned(member: Member, progress: Progress, place: int) -> None:
             data_root=training.data_root,
             image_size=training.image_size,
             part=training.part,
+            value_range=training.value_range,
+            background=training.background,
         )
         import_checkpoint(options, session)
 

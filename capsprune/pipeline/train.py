@@ -30,7 +30,14 @@ def train(options: TrainOptions, session: Session) -> StageRecord:
     if record := stage.done():
         return record
     device = session.fabric.device
-    splits = session.data(options.data, options.data_root, image_size, options.part or 1.0)
+    splits = session.data(
+        options.data,
+        options.data_root,
+        image_size,
+        options.part or 1.0,
+        options.value_range,
+        options.background,
+    )
     torch.manual_seed(session.run.seed)
     network = build_backbone(options.model, splits.num_classes, **arguments)
     weights = initialise(network, options.model, options.weights)

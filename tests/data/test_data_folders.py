@@ -159,7 +159,7 @@ def test_links_are_followed(tmp_path):
     data = load(root)
     assert data.class_names == ("bird", "cat", "dog")
     assert sum(data.split.counts.values()) == 31
-    assert not data.notes
+    assert not any("left out" in note for note in data.notes)
 
 
 def loop_to_class(root):
@@ -248,7 +248,7 @@ def test_split_is_applied_again_also_where_the_folder_moved(tmp_path):
     again = load(tmp_path / "new", split=data.split, seed=99)
     assert again.split == data.split
     assert (again.test.labels == data.test.labels).all()
-    write_image(tmp_path / "new" / "cat" / "00.png", side=30)
+    (tmp_path / "new" / "cat" / "00.png").rename(tmp_path / "new" / "cat" / "98.png")
     with pytest.raises(DataError, match=r"has changed .*start a new run"):
         load(tmp_path / "new", split=data.split)
     write_image(tmp_path / "new" / "cat" / "99.png")
