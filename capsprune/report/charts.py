@@ -11,14 +11,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from capsprune.report.results import Row
+from capsprune.report.results import Results, Row
 
 #: The paper has finetuned in blue and frozen in red.
 FINETUNED, FROZEN = "--series-1", "--series-2"
 SERIES = ("--series-1", "--series-2", "--series-3", "--series-4", "--series-5")
 #: Sweeps prune to these; a level that is none of them takes the next colour that is free.
 _LEVELS = (0, 25, 50, 75)
-_LEVEL_SYMBOLS = ("circle", "diamond", "square", "triangle-up", "cross")
+_SYMBOLS = ("circle", "diamond", "square", "triangle-up", "cross")
 
 #: Plotly's dashes, and what they are in SVG.
 DASHES = {"solid": "", "dash": "6 3", "dot": "2 3"}
@@ -153,20 +153,32 @@ def grouped(items: Iterable[Item], by: Callable[[Item], Any]) -> dict[Any, list[
     return groups
 
 
-def network_key(row: Row) -> Key:
-    """Say how the networks of a backbone, a trunk and a head look."""
-    dash = "dot"
-    if row.backbone.startswith("resnet"):
-        dash = "dash"
-    elif row.backbone == "mobilenet_v1":
-        dash = "solid"
-    frozen = row.trunk == "frozen"
-    symbol = "circle" if frozen else "diamond"
-    label = f"{row.backbone}, {row.trunk}"
-    if row.head == "linear":
-        symbol += "-open"
-        label += ", linear"
-    return Key(label, FROZEN if frozen else FINETUNED, dash, symbol)
+class Networks:
+    """How the networks of a backbone, a trunk, a head and a source look, in every figure alike."""
+
+    def __init__(self, results: Results) -> None:
+        """Take all networks that there are."""
+        self._results = results
+        self._sources = list(dict.fromkeys(row.source for row in results.rows))
+
+    def key(self, row: Row) -> Key:
+        """Give the legend's entry of the networks that a row is one of."""
+        dash = "dot"
+        if row.backbone.startswith("resnet"):
+            dash = "dash"
+        elif row.backbone == "mobilenet_v1":
+            dash = "solid"
+        frozen = row.trunk == "frozen"
+        symbol = "circle" if frozen else "diamond"
+        label = f"{row.backbone}, {row.trunk}"
+        if source := self._results.source_of(row):
+            # Colours tell the trunks apart already.
+            symbol = _SYMBOLS[self._sources.index(source) % len(_SYMBOLS)]
+            label = f"{source}: {label}"
+        if row.head == "linear":
+            symbol += "-open"
+            label += ", linear"
+        return Key(label, FROZEN if frozen else FINETUNED, dash, symbol)
 
 
 class Levels:
@@ -179,7 +191,7 @@ class Levels:
     def key(self, pruned: int, linear: bool = False) -> Key:
         """Give the legend's entry of a level, of its capsules or of its linear control."""
         place = self._order.index(pruned) % len(SERIES)
-        symbol = _LEVEL_SYMBOLS[place]
+        symbol = _SYMBOLS[place]
         if linear:
             return Key(f"{pruned} % pruned, linear", SERIES[place], "dot", f"{symbol}-open")
         return Key(f"{pruned} % pruned", SERIES[place], "solid", symbol)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from capsprune.errors import RunError
 from capsprune.report.notes import notes_on
@@ -58,6 +58,7 @@ _HEADS: dict[Literal["caps", "linear"], Head] = {"caps": "capsules", "linear": "
 #: Figures that runs share where they were trained alike.
 _TRAINED = ("epochs", "image_size", "classes", "images")
 _TRUNK_ORDER = {"finetuned": 0, "frozen": 1}
+_Sourced = TypeVar("_Sourced", Cell, Backbone, Search)
 
 
 @dataclass
@@ -98,8 +99,16 @@ def collect(sources: Sequence[tuple[Path, str]]) -> Results:
     return Results(
         title=", ".join(name for _, name in sources),
         rows=rows,
-        backbones=tuple(found.backbones.values()),
-        searches=tuple(found.searches.values()),
+        backbones=_told_apart(
+            found.backbones.values(),
+            lambda one: (one.data, one.backbone, one.stage, one.pruned),
+            lambda one: _trained(one.values),
+        ),
+        searches=_told_apart(
+            found.searches.values(),
+            lambda one: (one.data, one.backbone, one.pruned),
+            lambda one: (),
+        ),
         latencies=tuple(found.latencies),
         analyses=found.analyses,
         missing=found.missing,
@@ -164,7 +173,7 @@ def _read_sweep(runs_dir: Path, name: str, prefix: str, found: _Found) -> None:
     if len(found.backbones) + len(found.cells) == before:
         for run_name, run in runs.items():
             if run_name not in cells:
-                _read_run(run, prefix + run_name, None, found)
+                _read_run(run, prefix + run_name, None, found, name)
     if len(found.backbones) + len(found.cells) == before:
         raise RunError(
             f"Sweep '{name}' has nothing to report yet; run 'capsprune sweep' with its recipe "
@@ -190,7 +199,7 @@ def _read_run(run: Run, name: str, asked: int | None, found: _Found, source: str
     pruned = _pruned_of(run) if asked is None else asked
     for backbone in _BACKBONES:
         if backbone in usable:
-            _read_backbone(run, name, backbone, pruned, found)
+            _read_backbone(run, name, backbone, pruned, found, source)
     if "baseline" in usable:
         record = run.stages["baseline"]
         found.weights.add(record.summary.get("weights", "unknown"))
@@ -226,7 +235,12 @@ def _usable(run: Run) -> _Usable:
 
 
 def _read_backbone(
-    run: Run, name: str, stage: Literal["baseline", "pruned"], pruned: int, found: _Found
+    run: Run,
+    name: str,
+    stage: Literal["baseline", "pruned"],
+    pruned: int,
+    found: _Found,
+    source: str,
 ) -> None:
     record = run.stages[stage]
     if record.id in found.backbones:
@@ -242,6 +256,7 @@ def _read_backbone(
         seed=run.seed,
         values=_figures(summary),
         epochs=tuple(_json_lines(run.path(stage) / "metrics.jsonl")),
+        source=source,
     )
     candidates = tuple(_json_lines(run.path(stage) / "candidates.jsonl"))
     if candidates:
@@ -253,6 +268,7 @@ def _read_backbone(
             seed=run.seed,
             candidates=candidates,
             best=summary.get("best_candidate"),
+            source=source,
         )
 
 
@@ -401,8 +417,13 @@ def _rows(cells: Iterable[Cell]) -> tuple[Row, ...]:
     Those of different sweeps stay apart. Runs of their own are together where they have different
     seeds and were trained as long.
     """
+    apart = _told_apart(
+        cells,
+        lambda cell: (cell.head, cell.data, cell.backbone, cell.trunk, cell.pruned),
+        lambda cell: _trained(cell.values),
+    )
     groups: dict[tuple[Any, ...], list[Cell]] = {}
-    for cell in cells:
+    for cell in apart:
         key = (
             cell.head,
             cell.data,
@@ -412,12 +433,6 @@ def _rows(cells: Iterable[Cell]) -> tuple[Row, ...]:
             cell.pruned,
         )
         groups.setdefault(key, []).append(cell)
-    for key, of in list(groups.items()):
-        alike = len({tuple(cell.values.get(k) for k in _TRAINED) for cell in of}) == 1
-        if not key[3] and not (alike and len({cell.seed for cell in of}) == len(of)):
-            del groups[key]
-            for cell in of:
-                groups[(*key[:3], cell.run, *key[4:])] = [cell]
     return tuple(
         Row(
             data=of[0].data,
@@ -430,6 +445,38 @@ def _rows(cells: Iterable[Cell]) -> tuple[Row, ...]:
         )
         for key, of in sorted(groups.items())
     )
+
+
+def _told_apart(
+    found: Iterable[_Sourced],
+    configuration: Callable[[_Sourced], tuple[Any, ...]],
+    trained: Callable[[_Sourced], tuple[Any, ...]],
+) -> tuple[_Sourced, ...]:
+    """Make each run of its own a source where such runs are not the seeds of one configuration.
+
+    Args:
+        found: of sweeps and of runs of their own, which have no source yet.
+        configuration: what those have in common that may be averaged.
+        trained: what they must have in common too, if they were trained alike.
+    """
+    found = list(found)
+    groups: dict[tuple[Any, ...], list[_Sourced]] = {}
+    for one in found:
+        if not one.source:
+            groups.setdefault(configuration(one), []).append(one)
+
+    def are_seeds(of: Sequence[_Sourced]) -> bool:
+        return len({one.seed for one in of}) == len(of) and len({trained(one) for one in of}) == 1
+
+    seeds = {key: are_seeds(of) for key, of in groups.items()}
+    return tuple(
+        one if one.source or seeds[configuration(one)] else replace(one, source=one.run)
+        for one in found
+    )
+
+
+def _trained(values: Mapping[str, float]) -> tuple[float | None, ...]:
+    return tuple(values.get(key) for key in _TRAINED)
 
 
 def _shape(architecture: Path) -> dict[str, float]:

@@ -125,6 +125,7 @@ def accuracy_against_flops(results: Results) -> _Drawing | None:
     data_sets = list(dict.fromkeys(row.data for row in rows))
     figure, axes = _panels(len(data_sets), size=(4.6, 3.9))
     sizes = _marker_sizes(rows)
+    shapes = _shapes(results, rows)
     for axis, data in zip(axes, data_sets, strict=True):
         of_data = [row for row in rows if row.data == data]
         # The controls first, so that what the figure is about lies above them.
@@ -132,16 +133,18 @@ def accuracy_against_flops(results: Results) -> _Drawing | None:
             groups: dict[tuple[str, Trunk, str], list[Row]] = {}
             for row in of_data:
                 if row.head == head:
-                    groups.setdefault((row.backbone, row.trunk, row.source), []).append(row)
-            for (backbone, trunk, _), line in groups.items():
-                _draw_line(axis, line, backbone, trunk, sizes, hollow=head == "linear")
+                    source = results.source_of(row)
+                    groups.setdefault((row.backbone, row.trunk, source), []).append(row)
+            for (backbone, trunk, source), line in groups.items():
+                hollow = head == "linear"
+                _draw_line(axis, line, backbone, trunk, sizes, shapes[source], hollow)
         axis.set_xscale("log")
         axis.set_title(data, loc="left")
         axis.set_xlabel("total training FLOPs for one image (B)")
         axis.set_ylabel("test accuracy (%)")
         axis.margins(0.08)
         _log_ticks(axis)
-    _legend_below(figure, _figure_3_legend(rows, sizes))
+    _legend_below(figure, _figure_3_legend(rows, sizes, shapes))
     return _Drawing(
         "figure3",
         "Accuracy against training FLOPs (Figure 3 of the paper)",
@@ -157,6 +160,7 @@ def _draw_line(
     backbone: str,
     trunk: Trunk,
     sizes: Mapping[int, float],
+    shape: str,
     hollow: bool,
 ) -> None:
     rows = sorted(rows, key=lambda row: row.pruned)
@@ -171,13 +175,23 @@ def _draw_line(
     for left, up, row, (_, accuracy) in zip(x, y, rows, points, strict=True):
         axis.errorbar(
             left, up, yerr=100 * (accuracy.deviation or 0) or None, color=colour,
-            marker="o", markersize=sizes[row.pruned], markerfacecolor="white" if hollow else colour,
+            marker=shape, markersize=sizes[row.pruned],
+            markerfacecolor="white" if hollow else colour,
             markeredgecolor=colour if hollow else "white", markeredgewidth=1.1 if hollow else 0.7,
             elinewidth=1, capsize=2, zorder=2 if hollow else 4,
         )  # fmt: skip
 
 
-def _figure_3_legend(rows: Sequence[Row], sizes: Mapping[int, float]) -> list[Line2D]:
+def _shapes(results: Results, rows: Iterable[Row]) -> dict[str, str]:
+    """Give each source that is told apart a marker; the empty one has the circle."""
+    sources = dict.fromkeys(results.source_of(row) for row in rows)
+    named = zip((source for source in sources if source), itertools.cycle("Dsv^P"), strict=False)
+    return {"": "o", **dict(named)}
+
+
+def _figure_3_legend(
+    rows: Sequence[Row], sizes: Mapping[int, float], shapes: Mapping[str, str]
+) -> list[Line2D]:
     handles = []
     for trunk, colour in TRUNK_COLOURS.items():
         if any(row.trunk == trunk for row in rows):
@@ -192,6 +206,9 @@ def _figure_3_legend(rows: Sequence[Row], sizes: Mapping[int, float]) -> list[Li
                 label="linear control",
             )
         )  # fmt: skip
+    for source, shape in shapes.items():
+        if source:
+            handles.append(Line2D([], [], color=GREY, marker=shape, linestyle="", label=source))
     for pruned, size in sizes.items():
         handles.append(
             Line2D(
@@ -207,14 +224,14 @@ def search_scatter(results: Results) -> _Drawing | None:
     searches = [s for s in results.searches if any("score" in c for c in s.candidates)]
     if not searches:
         return None
-    panels: dict[tuple[str, str, int], list[Search]] = {}
-    for one in sorted(searches, key=lambda s: (s.data, s.backbone, s.pruned, s.seed)):
-        panels.setdefault((one.data, one.backbone, one.pruned), []).append(one)
+    panels: dict[tuple[str, int], list[Search]] = {}
+    for one in sorted(searches, key=lambda s: (s.data, s.backbone, s.source, s.pruned, s.seed)):
+        panels.setdefault((results.where(one), one.pruned), []).append(one)
     figure, axes = _panels(len(panels))
-    for axis, ((data, backbone, pruned), of_panel) in zip(axes, panels.items(), strict=True):
+    for axis, ((where, pruned), of_panel) in zip(axes, panels.items(), strict=True):
         for one in of_panel:
             _draw_search(axis, one)
-        axis.set_title(f"{backbone} on {data}, {pruned} % pruned", loc="left")
+        axis.set_title(f"{_wrapped(where)}, {pruned} % pruned", loc="left")
         axis.set_xlabel("FLOPs that remain (%)")
         axis.set_ylabel("score: accuracy (%)")
         axis.xaxis.set_major_locator(MaxNLocator(5))
@@ -313,12 +330,12 @@ def _backbone_curves(results: Results) -> _Drawing | None:
     backbones = [one for one in results.backbones if one.epochs]
     if not backbones:
         return None
-    panels: dict[tuple[str, str], list[Any]] = {}
+    panels: dict[str, list[Any]] = {}
     for one in backbones:
-        panels.setdefault((one.data, one.backbone), []).append(one)
+        panels.setdefault(results.where(one), []).append(one)
     levels = _levels(one.pruned for one in backbones)
     figure, grid = _grid(2, len(panels))
-    for column, ((data, backbone), of_panel) in enumerate(panels.items()):
+    for column, (where, of_panel) in enumerate(panels.items()):
         for line, (key, scale, label) in zip(grid, _CURVES, strict=True):
             axis = line[column]
             for stage, style in (("baseline", "--"), ("pruned", "-")):
@@ -328,7 +345,7 @@ def _backbone_curves(results: Results) -> _Drawing | None:
                         _band(axis, epochs, key, scale, colour, style)
             axis.set_ylabel(label)
             _epoch_axis(axis)
-        grid[0][column].set_title(f"{backbone} on {data}", loc="left")
+        grid[0][column].set_title(_wrapped(where), loc="left")
         grid[1][column].set_xlabel("epoch")
     found = dict.fromkeys((one.stage, one.pruned) for one in backbones)
     handles = [
@@ -380,7 +397,7 @@ def latency_bars(results: Results) -> _Drawing | None:
     if not results.latencies:
         return None
     batches = sorted({row.batch for row in results.latencies})
-    name_of = _latency_names(results.latencies)
+    name_of = _latency_names(results)
     names = list(dict.fromkeys(name_of(row) for row in sorted(results.latencies, key=_latency_key)))
     height = 0.9 + 0.36 * len(names)
     figure, axes = _panels(len(batches), size=(4.4, height), columns=2, sharey=True)
@@ -441,16 +458,13 @@ def _draw_bar(axis: Axes, position: int, row: Latency) -> float:
     return end
 
 
-def _latency_names(latencies: Sequence[Latency]) -> Callable[[Latency], str]:
+def _latency_names(results: Results) -> Callable[[Latency], str]:
     """Give what tells each network from the others, and no more than that."""
-    several_data = len({row.data for row in latencies}) > 1
-    sources: dict[tuple[str, str], set[str]] = {}
-    for row in latencies:
-        sources.setdefault((row.data, row.backbone), set()).add(row.source)
+    several_data = len({row.data for row in results.latencies}) > 1
 
     def name(row: Latency) -> str:
         data = f"{row.data}, " if several_data else ""
-        source = f"{row.source}, " if len(sources[row.data, row.backbone]) > 1 else ""
+        source = f"{found}, " if (found := results.source_of(row)) else ""
         return f"{source}{data}{row.backbone} {row.pruned} %, {row.head}"
 
     return name

@@ -36,7 +36,7 @@ def markdown(
     for title, rows in tables(results):
         parts += [f"## {title}", _table(rows)]
     if results.backbones:
-        parts += ["## Backbones with their own linear classifier", _backbones(results.backbones)]
+        parts += ["## Backbones with their own linear classifier", _backbones(results)]
     if claims:
         parts += ["## What holds, and what does not", RULE, _claims(claims)]
     for figure in figures:
@@ -135,16 +135,19 @@ def _table(rows: Sequence[Row]) -> str:
     )
 
 
-def _backbones(backbones: Sequence[Backbone]) -> str:
+def _backbones(results: Results) -> str:
     """The unpruned and pruned backbones, over their seeds."""
-    groups: dict[tuple[str, str, str, int], list[Backbone]] = {}
-    for one in backbones:
-        groups.setdefault((one.data, one.backbone, one.stage, one.pruned), []).append(one)
+    groups: dict[tuple[str, str, str, str, int], list[Backbone]] = {}
+    for one in results.backbones:
+        key = (one.data, one.backbone, results.source_of(one), one.stage, one.pruned)
+        groups.setdefault(key, []).append(one)
+    several = any(source for _, _, source, _, _ in groups)
     lines = []
-    for (data, name, stage, pruned), of_group in sorted(groups.items()):
+    for (data, name, source, stage, pruned), of_group in sorted(groups.items()):
         what = "baseline" if stage == "baseline" else f"{pruned} % pruned"
         lines.append(
             [
+                *([source or "a run"] if several else []),
                 data,
                 name,
                 what,
@@ -154,9 +157,10 @@ def _backbones(backbones: Sequence[Backbone]) -> str:
                 _figure(of_group, "accuracy", 100, 2),
             ]
         )
-    heading = ["Data set", "Backbone", "", "MACs of a forward pass (M)", "Parameters (M)"]
+    heading = ["Source"] if several else []
+    heading += ["Data set", "Backbone", "", "MACs of a forward pass (M)", "Parameters (M)"]
     heading += ["Accuracy before fine-tuning (%)", "Accuracy (%)"]
-    return _grid(heading, lines, words=3)
+    return _grid(heading, lines, words=3 + several)
 
 
 def _figure(

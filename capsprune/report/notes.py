@@ -23,16 +23,18 @@ def notes_on(
     """
     cells = [cell for row in rows for cell in row.cells]
     notes = []
-    for data in dict.fromkeys(cell.data for cell in cells):
-        notes.append(_scale(data, [cell for cell in cells if cell.data == data]))
+    by_source: dict[tuple[str, str], list[Cell]] = {}
+    for row in rows:
+        by_source.setdefault((row.data, row.source), []).extend(row.cells)
+    for (data, source), of_source in by_source.items():
+        several = sum(other == data for other, _ in by_source) > 1
+        notes.append(_scale(f"{data} ({source})" if several and source else data, of_source))
     notes += [f"Starting weights of the backbones: {name}." for name in sorted(weights)]
     for part in sorted(part for part in parts if part < 1):
         notes.append(f"There was training on a part of the training images alone: {part:.3g}.")
-    seeds = {cell.seed for cell in cells}
-    if len(seeds) > 1:
-        notes.append(
-            f"Figures are means over {len(seeds)} seeds, ± their sample standard deviation."
-        )
+    seeds = max((len({cell.seed for cell in row.cells}) for row in rows), default=0)
+    if seeds > 1:
+        notes.append(f"Figures are means over {seeds} seeds, ± their sample standard deviation.")
     elif seeds:
         notes.append("There is one seed, so figures have no ±.")
     if cells:

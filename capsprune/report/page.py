@@ -215,7 +215,7 @@ def _heading(text: str, words: bool = True) -> str:
 
 
 def _row_heading(row: Row) -> str:
-    order = escape(f"{row.backbone} {row.trunk} {row.pruned:03d} {row.data}")
+    order = escape(f"{row.backbone} {row.source} {row.trunk} {row.pruned:03d} {row.data}")
     return (
         f'<th scope="row" data-order="{order}">{escape(row.backbone)}'
         f"<small>{row.pruned} % pruned, {escape(row.trunk)}</small></th>"

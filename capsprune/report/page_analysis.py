@@ -10,12 +10,12 @@ from capsprune.report.charts import (
     Figure,
     Key,
     Levels,
+    Networks,
     Panel,
     Trace,
     axis,
     grouped,
     line,
-    network_key,
     tooltip,
 )
 from capsprune.report.results import Head, Results, Row, accuracies_by_amount
@@ -44,11 +44,14 @@ class _Analysed:
 
     row: Row
     summaries: Sequence[Summary]
+    #: The row's, where there are several.
+    source: str
 
     @property
     def network(self) -> str:
         """What the reader picks by; levels of one network stand in one chart."""
-        return f"{self.row.backbone}, {self.row.trunk}, {self.row.data}"
+        source = f"{self.source}: " if self.source else ""
+        return f"{source}{self.row.backbone}, {self.row.trunk}, {self.row.data}"
 
 
 def make_analysis_figures(results: Results) -> list[Figure | None]:
@@ -57,9 +60,14 @@ def make_analysis_figures(results: Results) -> list[Figure | None]:
     for row in sorted(results.rows, key=lambda row: row.pruned):
         runs = [cell.run for cell in row.cells if cell.run in results.analyses]
         if row.head == "capsules" and runs:
-            analysed.append(_Analysed(row, [results.analyses[run] for run in runs]))
+            summaries = [results.analyses[run] for run in runs]
+            analysed.append(_Analysed(row, summaries, results.source_of(row)))
     levels = Levels(row.pruned for row in results.rows)
-    return [_robustness(analysed, levels), _routing(analysed, levels), _bottleneck(analysed)]
+    return [
+        _robustness(analysed, levels),
+        _routing(analysed, levels),
+        _bottleneck(analysed, Networks(results)),
+    ]
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
@@ -186,7 +194,7 @@ def _routing(analysed: Sequence[_Analysed], levels: Levels) -> Figure | None:
 # Bottleneck
 
 
-def _bottleneck(analysed: Sequence[_Analysed]) -> Figure | None:
+def _bottleneck(analysed: Sequence[_Analysed], networks: Networks) -> Figure | None:
     keys: dict[str, Key] = {}
     groups: dict[str, list[Panel]] = {}
     for data, of_data in grouped(analysed, lambda one: one.row.data).items():
@@ -194,9 +202,9 @@ def _bottleneck(analysed: Sequence[_Analysed]) -> Figure | None:
         for title, up, value, scale, unit in _BY_LEVEL:
             traces = []
             for of_network in grouped(of_data, lambda one: one.network).values():
-                trace = _level_line(of_network, title, value, scale, unit)
+                key = networks.key(of_network[0].row)
+                trace = _level_line(of_network, key, title, value, scale, unit)
                 if trace is not None:
-                    key = network_key(of_network[0].row)
                     keys[key.label] = key
                     traces.append(trace)
             if traces:
@@ -228,7 +236,7 @@ def _bottleneck(analysed: Sequence[_Analysed]) -> Figure | None:
 
 
 def _level_line(
-    analysed: Sequence[_Analysed], title: str, value: str, scale: float, unit: str
+    analysed: Sequence[_Analysed], key: Key, title: str, value: str, scale: float, unit: str
 ) -> Trace | None:
     """Make the line of one network over its levels, None if it was not measured."""
     levels, means, tooltips = [], [], []
@@ -247,4 +255,4 @@ def _level_line(
             )
     if not levels:
         return None
-    return line(network_key(analysed[0].row), levels, means, tooltips)
+    return line(key, levels, means, tooltips)

@@ -11,13 +11,13 @@ from capsprune.report.charts import (
     Figure,
     Key,
     Levels,
+    Networks,
     Panel,
     Trace,
     axis,
     escape,
     grouped,
     line,
-    network_key,
     tooltip,
 )
 from capsprune.report.columns import FURTHER, PAPER, Column
@@ -66,14 +66,17 @@ def _accuracy(results: Results) -> Figure | None:
         if flops.number(row) is not None and accuracy.number(row) is not None
     ]
     keys: dict[str, Key] = {}
+    networks = Networks(results)
     panels = []
     for data, of_data in grouped(rows, lambda row: row.data).items():
         traces = []
         # The controls first, so that what the figure is about lies above them.
         of_data.sort(key=lambda row: row.head, reverse=True)
-        for series in grouped(of_data, lambda row: (row.head, row.backbone, row.trunk)).values():
+        for series in grouped(
+            of_data, lambda row: (row.head, row.backbone, row.trunk, row.source)
+        ).values():
             points = sorted(series, key=lambda row: row.pruned)
-            key = network_key(points[0])
+            key = networks.key(points[0])
             keys[key.label] = key
             spreads = [accuracy.spread(row) for row in points]
             traces.append(
@@ -81,7 +84,7 @@ def _accuracy(results: Results) -> Figure | None:
                     key,
                     [flops.number(row) or 0 for row in points],
                     [spread.mean for spread in spreads if spread],
-                    [_network_tooltip(row) for row in points],
+                    [_network_tooltip(row, results.source_of(row)) for row in points],
                     deviations=[spread.deviation for spread in spreads if spread],
                     sizes=[_size(row.pruned) for row in points],
                     opacity=1 if points[0].head == "capsules" else 0.65,
@@ -119,11 +122,15 @@ def _size(pruned: int) -> float:
     return round(18 * (max(100 - pruned, 0) / 100 + 0.12) ** 0.5, 1)
 
 
-def _network_tooltip(row: Row) -> str:
+def _network_tooltip(row: Row, source: str) -> str:
     lines = [_figure(column, row) for column in _IN_TOOLTIP]
     # In two lines, for a phone.
     title = f"{row.backbone}, {row.pruned} % pruned"
-    return tooltip(title, f"{row.trunk}, {row.head}", *lines)
+    return tooltip(title, f"{row.trunk}, {row.head}", _told(source), *lines)
+
+
+def _told(source: str) -> str | None:
+    return f"Source: {source}" if source else None
 
 
 def _figure(column: Column, row: Row) -> str | None:
@@ -138,8 +145,10 @@ def _figure(column: Column, row: Row) -> str | None:
 def _searches(results: Results) -> Figure | None:
     keys: dict[str, Key] = {}
     groups: dict[str, list[Panel]] = {}
-    by_panel = grouped(results.searches, lambda one: (one.data, one.backbone, one.pruned))
-    for (data, backbone, pruned), searches in by_panel.items():
+    by_panel = grouped(
+        results.searches, lambda one: (one.data, one.backbone, results.source_of(one), one.pruned)
+    )
+    for (data, backbone, source, pruned), searches in by_panel.items():
         traces: list[Trace] = []
         for search in searches:
             traces += _candidates(search, keys)
@@ -149,7 +158,8 @@ def _searches(results: Results) -> Figure | None:
             "xaxis": axis("FLOPs left (%)", nticks=4),
             "yaxis": axis("", ticksuffix=" %"),
         }
-        panel = Panel(f"{backbone}, {pruned} % pruned", "score of a candidate", traces, layout)
+        title = f"{_after(source)}{backbone}, {pruned} % pruned"
+        panel = Panel(title, "score of a candidate", traces, layout)
         groups.setdefault(data, []).append(panel)
     if not groups:
         return None
@@ -256,7 +266,7 @@ def _trainings(results: Results) -> list[_Training]:
     )
     heads = [
         _Training(
-            f"{row.backbone}, {row.trunk}, {row.data}",
+            f"{_after(results.source_of(row))}{row.backbone}, {row.trunk}, {row.data}",
             f"{row.pruned} % pruned, {row.head}, seed {cell.seed}",
             levels.key(row.pruned, row.head == "linear"),
             cell.epochs,
@@ -266,7 +276,7 @@ def _trainings(results: Results) -> list[_Training]:
     ]
     backbones = [
         _Training(
-            f"{one.backbone} before its head, {one.data}",
+            f"{_after(results.source_of(one))}{one.backbone} before its head, {one.data}",
             f"{one.stage}, {one.pruned} % pruned, seed {one.seed}",
             levels.key(one.pruned),
             one.epochs,
@@ -296,7 +306,8 @@ def _latencies(results: Results) -> Figure | None:
     for (provider, data, batch), rows in by_panel.items():
         title = f"batch {batch}"
         group = f"{provider.upper()}, {data}" if data else provider.upper()
-        groups.setdefault(group, []).append(_latency_panel(title, rows))
+        labels = [_after(results.source_of(row)) + row.label for row in rows]
+        groups.setdefault(group, []).append(_latency_panel(title, rows, labels))
     if not groups:
         return None
     bars = {"rest": "everything else", "routing": "routing", "whole": "routing not told apart"}
@@ -317,12 +328,17 @@ def _latencies(results: Results) -> Figure | None:
 _BAR_COLORS = {"rest": "--series-1", "routing": "--series-2", "whole": "--faint"}
 
 
-def _latency_panel(title: str, rows: Sequence[Latency]) -> Panel:
+def _after(source: str) -> str:
+    """Give what stands before the name of something of a source."""
+    return f"{source}: " if source else ""
+
+
+def _latency_panel(title: str, rows: Sequence[Latency], labels: Sequence[str]) -> Panel:
     # Numbers for places, and labels beside them: two rows of one label must not become one.
     places = list(range(len(rows)))
     tooltips = [
         tooltip(
-            row.label,
+            label,
             f"Batch: {row.batch}, on {row.provider.upper()}",
             f"Latency: {row.latency_ms:.2f} ms ({row.p25_ms:.2f} to {row.p75_ms:.2f} ms)",
             None
@@ -331,7 +347,7 @@ def _latency_panel(title: str, rows: Sequence[Latency]) -> Panel:
             f"{row.latency_ms * row.routing_share:.2f} ms",
             f"Kernel of the routing: {row.routing_kernel}" if row.routing_kernel else None,
         )
-        for row in rows
+        for row, label in zip(rows, labels, strict=True)
     ]
 
     def bars(part: str, label: str, length: Callable[[Latency], float]) -> Trace:
@@ -383,7 +399,7 @@ def _latency_panel(title: str, rows: Sequence[Latency]) -> Panel:
             "",
             tickmode="array",
             tickvals=places,
-            ticktext=[_in_two_lines(row.label) for row in rows],
+            ticktext=[_in_two_lines(label) for label in labels],
             # The first on top.
             range=[len(rows) - 0.5, -0.5],
             showgrid=False,

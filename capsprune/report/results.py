@@ -97,6 +97,8 @@ class Backbone:
     values: Mapping[str, float]
     #: Epochs of its training.
     epochs: Sequence[Mapping[str, float]] = ()
+    #: As of a row.
+    source: str = ""
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,8 @@ class Search:
     candidates: Sequence[Mapping[str, Any]]
     #: Index of the one that was chosen.
     best: int | None
+    #: As of a row.
+    source: str = ""
 
     @property
     def scored(self) -> list[Mapping[str, Any]]:
@@ -194,12 +198,28 @@ class Results:
     #: What a reader must know of how it was measured, one sentence each.
     notes: Sequence[str] = ()
 
-    def where(self, row: Row) -> str:
-        """Say what a row is about: its backbone and data set, and its source if they have several.
+    def source_of(self, one: Row | Backbone | Search | Latency) -> str:
+        """Name the source of one thing, where there are several of such on its data and backbone.
 
-        Rows of which this is the same may be compared.
+        Empty where there is one, or where it is a run of its own.
         """
-        of_both = [one for one in self.rows if (one.data, one.backbone) == (row.data, row.backbone)]
-        several = len({one.source for one in of_both}) > 1
-        source = f" ({row.source})" if several and row.source else ""
-        return f"{row.backbone} on {row.data}{source}"
+        kinds: dict[type, Sequence[Row | Backbone | Search | Latency]] = {
+            Row: self.rows,
+            Backbone: self.backbones,
+            Search: self.searches,
+            Latency: self.latencies,
+        }
+        sources = {
+            other.source
+            for other in kinds[type(one)]
+            if (other.data, other.backbone) == (one.data, one.backbone)
+        }
+        return one.source if len(sources) > 1 else ""
+
+    def where(self, one: Row | Backbone | Search | Latency) -> str:
+        """Say what one thing is about: backbone and data set, and `source_of` it.
+
+        Those of which this is the same may be compared, and drawn on one line.
+        """
+        source = self.source_of(one)
+        return f"{one.backbone} on {one.data}" + (f" ({source})" if source else "")
