@@ -14,12 +14,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    PositiveInt,
+    Tag,
+    ValidationError,
+)
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from capsprune import __version__
+from capsprune.backbones.headed import HeadedNetwork, LinearNetwork
 from capsprune.backbones.registry import build_backbone
 from capsprune.backbones.trunk import trunk_of
 from capsprune.backbones.weights import with_versions
@@ -71,11 +80,33 @@ class CapsuleHead(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    kind: Literal["capsules"] = "capsules"
     #: K: height and width of the feature map.
     feature_size: PositiveInt
     d1: PositiveInt
     d2: PositiveInt
     iterations: PositiveInt
+
+
+class LinearHead(BaseModel):
+    """One linear layer on the pooled trunk, whose sizes all follow from the trunk."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["linear"] = "linear"
+
+
+def _kind_of_head(head: Any) -> Any:
+    """Tell the kinds of head apart; capsule heads had no tag while there was no other kind."""
+    if isinstance(head, Mapping):
+        return head.get("kind", "capsules")
+    return getattr(head, "kind", "capsules")
+
+
+Head = Annotated[
+    Annotated[CapsuleHead, Tag("capsules")] | Annotated[LinearHead, Tag("linear")],
+    Discriminator(_kind_of_head),
+]
 
 
 class Architecture(BaseModel):
@@ -92,9 +123,10 @@ class Architecture(BaseModel):
     #: Arguments of the backbone's factory beside the number of classes.
     arguments: dict[str, int]
     data: DataDescription
-    #: Channel counts by layer: of the backbone, or of the trunk where there is a capsule head.
+    #: Channel counts by layer: of the backbone, or of the trunk where there is a head.
     channels: dict[str, dict[str, PositiveInt]]
-    head: CapsuleHead | None
+    #: What was put in place of the backbone's own pooling and classifier.
+    head: Head | None
     #: What was measured when it was made.
     metrics: dict[str, Any]
 
@@ -113,9 +145,9 @@ class Checkpoint:
 
     @property
     def trunk(self) -> nn.Module:
-        """The network without pooling and classifier, or without its capsule head."""
-        if self.capsules is not None:
-            return self.capsules.trunk
+        """The network without pooling and classifier, or without its head."""
+        if isinstance(self.network, HeadedNetwork):
+            return self.network.trunk
         return trunk_of(self.architecture.model, self.network)
 
 
@@ -131,17 +163,17 @@ def describe(
     """Describe a network so that it can be rebuilt.
 
     Args:
-        network: a backbone, or a `CapsuleNetwork`, of any pruned shape.
+        network: a backbone, a `CapsuleNetwork` or a `LinearNetwork`, of any pruned shape.
         model: the backbone's name.
         arguments: of its factory.
         data: what it expects to see.
         parent: id of the checkpoint that it was made from.
         metrics: what was measured.
     """
-    head = None
-    body = network
-    if isinstance(network, CapsuleNetwork):
-        body = network.trunk
+    head: CapsuleHead | LinearHead | None = None
+    if isinstance(network, LinearNetwork):
+        head = LinearHead()
+    elif isinstance(network, CapsuleNetwork):
         head = CapsuleHead(
             feature_size=network.primary_caps.conv.kernel_size[0],
             d1=network.primary_caps.d1,
@@ -155,7 +187,7 @@ def describe(
         model=model,
         arguments=dict(arguments),
         data=data,
-        channels=layer_channels(body),
+        channels=layer_channels(network.trunk if isinstance(network, HeadedNetwork) else network),
         head=head,
         metrics=dict(metrics),
     )
@@ -297,12 +329,20 @@ def _build(architecture: Architecture, state: Mapping[str, Tensor]) -> nn.Module
             return network
         trunk = trunk_of(architecture.model, network)
         resize_layers(trunk, architecture.channels)
-        conv_weight = state.get("primary_caps.conv.weight")
-        if conv_weight is None or conv_weight.dim() != 4:
-            raise CheckpointError(f"{WEIGHTS} lacks its capsule layers")
+        if isinstance(architecture.head, LinearHead):
+            channels = _second_size(state, "classifier.weight", 2, "linear layer")
+            return LinearNetwork(trunk, channels=channels, classes=classes)
         return CapsuleNetwork(
             trunk,
-            channels=conv_weight.shape[1],
+            channels=_second_size(state, "primary_caps.conv.weight", 4, "capsule layers"),
             classes=classes,
-            **architecture.head.model_dump(),
+            **architecture.head.model_dump(exclude={"kind"}),
         )
+
+
+def _second_size(state: Mapping[str, Tensor], key: str, dimensions: int, layers: str) -> int:
+    """Read off a weight how many channels the trunk gives to the head."""
+    weight = state.get(key)
+    if weight is None or weight.dim() != dimensions:
+        raise CheckpointError(f"{WEIGHTS} lacks its {layers}")
+    return weight.shape[1]

@@ -246,7 +246,8 @@ def attach_linear(
 ) -> None:
     """Train a linear classifier to compare with.
 
-    It is put on the trunk that the capsule layers get, and trained on the same schedule.
+    It is one linear layer on the pooled trunk that the capsule layers get, trained on the same
+    schedule.
     """
     from capsprune.pipeline.attach_linear import attach_linear as stage
 

@@ -298,7 +298,7 @@ class AttachCapsOptions(HeadOptions):
 
 
 class AttachLinearOptions(HeadOptions):
-    """Options of `attach-linear`: a linear classifier on the same trunk, to compare with."""
+    """Options of `attach-linear`: one linear layer on the same trunk, to compare with."""
 
 
 class ExportOptions(Options):

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from capsprune.backbones.headed import LinearNetwork
 from capsprune.backbones.registry import backbone, backbone_arguments, build_backbone
 from capsprune.backbones.trunk import trunk_of, trunk_output
 from capsprune.capsules import CapsuleNetwork
@@ -32,7 +33,7 @@ DATA = DataDescription(
 )
 
 
-def network_of(name, fraction, capsules, iterations=2):
+def network_of(name, fraction, head, iterations=2):
     """A network of random weights that is pruned unevenly."""
     torch.manual_seed(0)
     arguments = backbone_arguments(name, 32)
@@ -42,9 +43,11 @@ def network_of(name, fraction, capsules, iterations=2):
     channels = np.array([group.channels for group in groups.groups])
     removed = (channels * generator.uniform(0, fraction, len(channels))).astype(int)
     model = shrink(model, groups, l1_ranking(model, groups), np.maximum(channels - removed, 1))
-    if capsules:
-        trunk = trunk_of(name, model)
-        width, size = trunk_output(trunk, 32)
+    trunk = trunk_of(name, model)
+    width, size = trunk_output(trunk, 32)
+    if head == "linear":
+        model = LinearNetwork(trunk, channels=width, classes=3)
+    elif head == "capsules":
         model = CapsuleNetwork(
             trunk, channels=width, feature_size=size, classes=3, d1=8, d2=4, iterations=iterations
         )
@@ -64,10 +67,10 @@ def outputs(network, images):
 @given(
     name=st.sampled_from(["mobilenet_v1", "mobilenet_v2", "resnet18", "resnet50"]),
     fraction=st.floats(0.05, 0.8),
-    capsules=st.booleans(),
+    head=st.sampled_from([None, "capsules", "linear"]),
 )
-def test_any_pruned_shape_comes_back(tmp_path_factory, name, fraction, capsules):
-    network, architecture = network_of(name, fraction, capsules)
+def test_any_pruned_shape_comes_back(tmp_path_factory, name, fraction, head):
+    network, architecture = network_of(name, fraction, head)
     directory = tmp_path_factory.mktemp("c") / "checkpoint"
     save_checkpoint(directory, network, architecture, [{"epoch": 0}, {"epoch": 1}])
     loaded = load_checkpoint(directory)
@@ -75,7 +78,10 @@ def test_any_pruned_shape_comes_back(tmp_path_factory, name, fraction, capsules)
     images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     for ours, theirs in zip(outputs(network, images), outputs(loaded.network, images), strict=True):
         assert torch.equal(ours, theirs)
-    assert (loaded.capsules is not None) == capsules
+    assert (loaded.capsules is not None) == (head == "capsules")
+    assert getattr(loaded.architecture.head, "kind", None) == head
+    with torch.no_grad():
+        assert loaded.trunk(images).dim() == 4
     assert not loaded.network.training
     rows = (directory / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(row)["epoch"] for row in rows] == [0, 1]
@@ -83,7 +89,7 @@ def test_any_pruned_shape_comes_back(tmp_path_factory, name, fraction, capsules)
 
 @pytest.fixture(scope="module")
 def good(tmp_path_factory):
-    network, architecture = network_of("mobilenet_v1", 0.8, capsules=True)
+    network, architecture = network_of("mobilenet_v1", 0.8, "capsules")
     directory = tmp_path_factory.mktemp("good") / "checkpoint"
     save_checkpoint(directory, network, architecture)
     return directory
@@ -92,6 +98,25 @@ def good(tmp_path_factory):
 @pytest.fixture
 def damaged(good, tmp_path):
     return shutil.copytree(good, tmp_path / "checkpoint")
+
+
+def test_a_capsule_head_of_before_there_were_several_kinds_is_read(damaged):
+    file = damaged / "architecture.json"
+    content = json.loads(file.read_text())
+    assert content["head"].pop("kind") == "capsules"
+    file.write_text(json.dumps(content))
+    assert load_checkpoint(damaged).capsules is not None
+
+
+def test_a_linear_layer_that_is_missing_is_named(tmp_path):
+    network, architecture = network_of("mobilenet_v1", 0.8, "linear")
+    save_checkpoint(tmp_path / "checkpoint", network, architecture)
+    weights = tmp_path / "checkpoint" / "model.safetensors"
+    state = load_file(weights)
+    del state["classifier.weight"]
+    save_file(state, weights)
+    with pytest.raises(CheckpointError, match="lacks its linear layer"):
+        load_checkpoint(tmp_path / "checkpoint")
 
 
 def test_what_is_loaded_can_be_trained(good):
@@ -106,7 +131,7 @@ def test_what_is_loaded_can_be_trained(good):
 
 
 def test_nothing_is_left_of_a_checkpoint_that_could_not_be_written(tmp_path, monkeypatch):
-    network, architecture = network_of("mobilenet_v1", 0.8, capsules=False)
+    network, architecture = network_of("mobilenet_v1", 0.8, None)
 
     def rows():
         yield {"epoch": 0}
@@ -151,6 +176,9 @@ def test_capsule_layers_that_are_missing_are_named(damaged):
     [
         (("model",), "resnet5"),
         (("format",), 2),
+        (("head", "kind"), "quadratic"),
+        (("head", "kind"), "linear"),
+        (("head",), []),
         (("head", "d1"), "eight"),
         (("head", "d1"), 0),
         (("head", "d2"), 5),

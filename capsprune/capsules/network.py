@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from capsprune.backbones.headed import HeadedNetwork
 from capsprune.capsules.output import OutputCaps
 from capsprune.capsules.primary import PrimaryCaps
 
@@ -20,7 +21,7 @@ class CapsuleOutput(NamedTuple):
     poses: Tensor
 
 
-class CapsuleNetwork(nn.Module):
+class CapsuleNetwork(HeadedNetwork):
     """`N = C[B(x)]` of equation (5): trunk, PrimaryCaps, OutputCaps."""
 
     def __init__(
@@ -48,24 +49,9 @@ class CapsuleNetwork(nn.Module):
         Raises:
             ModelError: if S < D1.
         """
-        super().__init__()
-        self.trunk = trunk
+        super().__init__(trunk)
         self.primary_caps = PrimaryCaps(channels, feature_size, d1)
         self.output_caps = OutputCaps(self.primary_caps.capsules, classes, d1, d2, iterations)
-        self.trunk_frozen = False
-
-    def freeze_trunk(self) -> None:
-        """Train the capsule layers alone; trunk weights and BN statistics stay bit for bit."""
-        self.trunk_frozen = True
-        self.trunk.requires_grad_(False)
-        self.trunk.eval()
-
-    def train(self, mode: bool = True) -> CapsuleNetwork:
-        """Switch to training mode; a frozen trunk stays in evaluation mode."""
-        super().train(mode)
-        if self.trunk_frozen:
-            self.trunk.eval()
-        return self
 
     def forward(self, images: Tensor) -> CapsuleOutput:
         """Map images [batch, 3, H, W] to probabilities [batch, J] and poses [batch, J, D2]."""

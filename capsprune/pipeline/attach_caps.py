@@ -50,7 +50,6 @@ def attach_caps(options: AttachCapsOptions, session: Session) -> StageRecord:
         options,
         stage,
         network,
-        result=network,
         described=described,
         splits=splits,
         title="Training capsules",

@@ -7,7 +7,13 @@ from typing import Any
 
 from torch import nn
 
-from capsprune.checkpoint import Architecture, Checkpoint, describe_like, read_architecture
+from capsprune.checkpoint import (
+    Architecture,
+    CapsuleHead,
+    Checkpoint,
+    describe_like,
+    read_architecture,
+)
 from capsprune.data.sources import DataSplits
 from capsprune.errors import RunError
 from capsprune.inspection import checkpoint_costs
@@ -33,7 +39,7 @@ def trunk_source(options: HeadOptions, session: Session, command: str) -> tuple[
         session.run.require("pruned", command)
         source = session.run.path("pruned")
     described = read_architecture(source)
-    if described.head is not None:
+    if isinstance(described.head, CapsuleHead):
         raise RunError(f"{source} has a capsule head already; give a checkpoint of a backbone.")
     return source, described
 
@@ -64,7 +70,6 @@ def train_head(
     stage: Stage,
     network: nn.Module,
     *,
-    result: nn.Module,
     described: Architecture,
     splits: DataSplits,
     title: str,
@@ -78,7 +83,6 @@ def train_head(
         options: of the stage.
         stage: that is worked on.
         network: to train.
-        result: what the checkpoint is to hold: the network, or what it wraps.
         described: the backbone that it was made from.
         splits: images.
         title: what is trained, for the progress bar.
@@ -91,9 +95,9 @@ def train_head(
     ).changed(options.epochs, options.batch_size, options.lr)
     history, training = fit_network(session, network, splits, size, schedule, work, title)
     score = score_network(session, network, splits.test, size)
-    architecture = describe_like(result, described, parent=described.id, metrics=score.to_dict())
+    architecture = describe_like(network, described, parent=described.id, metrics=score.to_dict())
     return stage.commit_checkpoint(
-        result,
+        network,
         architecture,
         history,
         {
@@ -103,6 +107,6 @@ def train_head(
             **details,
             **training,
             **score.to_dict(),
-            **checkpoint_costs(Checkpoint(result, architecture), frozen=options.freeze),
+            **checkpoint_costs(Checkpoint(network, architecture), frozen=options.freeze),
         },
     )

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import uuid
+from collections.abc import Callable
 
 import torch
+from torch import nn
 
+from capsprune.backbones.headed import LinearNetwork
 from capsprune.backbones.registry import build_backbone
-from capsprune.backbones.trunk import trunk_of, trunk_output
+from capsprune.backbones.trunk import trunk_output
 from capsprune.capsules import CapsuleNetwork
-from capsprune.checkpoint import Checkpoint, describe_like, load_checkpoint
+from capsprune.checkpoint import CapsuleHead, Checkpoint, describe_like, load_checkpoint
 from capsprune.inspection import checkpoint_costs
 from capsprune.pipeline.export import export_checkpoint
 from capsprune.pipeline.session import Session
@@ -31,7 +34,9 @@ def profile(options: ProfileOptions, session: Session) -> StageRecord:
 
     They are the unpruned backbone with its linear classifier, the unpruned backbone with an
     untrained capsule head, and the run's pruned capsule network. Where the pruned backbone was
-    imported and the run has no baseline, the unpruned one is untrained, which costs the same.
+    imported and the run has no baseline, the unpruned one is untrained, which costs the same. A
+    classifier of several layers, as VGG has, gives way to one untrained linear layer, so that the
+    costs of heads are compared and not those of that classifier.
 
     Raises:
         CapspruneError: if nothing was exported yet, or the provider is not there.
@@ -46,7 +51,7 @@ def profile(options: ProfileOptions, session: Session) -> StageRecord:
     pruned_capsules = load_checkpoint(run.path("caps"))
     unpruned = _unpruned(session, pruned_capsules)
     variants = {
-        UNPRUNED_LINEAR: unpruned,
+        UNPRUNED_LINEAR: with_one_linear_layer(unpruned, session.progress.say),
         UNPRUNED_CAPSULES: _with_untrained_head(unpruned, pruned_capsules),
         PRUNED_CAPSULES: pruned_capsules,
     }
@@ -105,12 +110,38 @@ def _unpruned(session: Session, pruned: Checkpoint) -> Checkpoint:
     return Checkpoint(network, describe_like(network, described, parent=None, metrics={}))
 
 
+def with_one_linear_layer(unpruned: Checkpoint, say: Callable[[str], None]) -> Checkpoint:
+    """Give the unpruned backbone, or its trunk with one layer where its classifier has several.
+
+    Args:
+        unpruned: a backbone.
+        say: told of another layer.
+    """
+    network, described = unpruned.network, unpruned.architecture
+    in_trunk = set(unpruned.trunk.modules())
+    layers = [
+        module
+        for module in network.modules()
+        if isinstance(module, nn.Conv2d | nn.Linear) and module not in in_trunk
+    ]
+    if len(layers) == 1:
+        return unpruned
+    say(
+        f"The classifier of {described.model} has {len(layers)} layers with weights: one untrained "
+        "linear layer is measured in its place"
+    )
+    trunk = unpruned.trunk
+    channels, _ = trunk_output(trunk, described.data.image_size)
+    linear = LinearNetwork(trunk, channels=channels, classes=len(described.data.class_names)).eval()
+    return Checkpoint(linear, describe_like(linear, described, parent=described.id, metrics={}))
+
+
 def _with_untrained_head(unpruned: Checkpoint, like: Checkpoint) -> Checkpoint:
     """The unpruned trunk with a capsule head of the same kind as another network's."""
     described = unpruned.architecture
     head = like.architecture.head
-    assert head is not None
-    trunk = trunk_of(described.model, unpruned.network)
+    assert isinstance(head, CapsuleHead)
+    trunk = unpruned.trunk
     channels, feature_size = trunk_output(trunk, described.data.image_size)
     network = CapsuleNetwork(
         trunk,

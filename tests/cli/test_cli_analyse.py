@@ -59,6 +59,11 @@ def test_a_linear_control_that_comes_later_is_shown_the_same_images(copied: Path
             assert "left out" in again.err and "done already" in again.err
     assert again.code == 2
     assert "finished analysis" in again.err and "--overwrite" in again.err
+    described = json.loads((copied / "runs/default/linear/architecture.json").read_text())
+    assert described["head"] == {"kind": "linear"}
+    costs = json.loads(call("inspect", "--json", folder=copied).out)["linear"]
+    channels = described["channels"]["layers.12.conv2"]["out"]
+    assert costs["forward_macs"] - costs["trunk_macs"] == 10 * channels
     table = call(*analyse, "--overwrite", folder=copied)
     assert table.code == 0, table.err
     assert "linear" in table.out

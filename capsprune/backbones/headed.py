@@ -1,0 +1,56 @@
+"""A trunk with a head in place of the backbone's own pooling and classifier."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from torch import Tensor, nn
+
+Self = TypeVar("Self", bound="HeadedNetwork")
+
+
+class HeadedNetwork(nn.Module):
+    """A trunk and, in a subclass, a head on it; the trunk may be frozen."""
+
+    def __init__(self, trunk: nn.Module) -> None:
+        """Keep the trunk.
+
+        Args:
+            trunk: maps images [batch, 3, H, W] to features [batch, S, K, K].
+        """
+        super().__init__()
+        self.trunk = trunk
+        self.trunk_frozen = False
+
+    def freeze_trunk(self) -> None:
+        """Train the head alone; trunk weights and BN statistics stay bit for bit."""
+        self.trunk_frozen = True
+        self.trunk.requires_grad_(False)
+        self.trunk.eval()
+
+    def train(self: Self, mode: bool = True) -> Self:
+        """Switch to training mode; a frozen trunk stays in evaluation mode."""
+        super().train(mode)
+        if self.trunk_frozen:
+            self.trunk.eval()
+        return self
+
+
+class LinearNetwork(HeadedNetwork):
+    """A trunk, global average pooling, and one linear layer: what capsules are compared with."""
+
+    def __init__(self, trunk: nn.Module, *, channels: int, classes: int) -> None:
+        """Put a linear layer on a trunk.
+
+        Args:
+            trunk: maps images [batch, 3, H, W] to features [batch, S, K, K].
+            channels: S.
+            classes: J.
+        """
+        super().__init__(trunk)
+        self.classifier = nn.Linear(channels, classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images [batch, 3, H, W] to logits [batch, J]."""
+        pooled = nn.functional.adaptive_avg_pool2d(self.trunk(images), 1)
+        return self.classifier(pooled.flatten(1))
