@@ -317,16 +317,16 @@ def evaluate(options: EvaluateOptions, shared: SessionOptions, json: bool, verbo
 def inspect_command(options: InspectOptions, shared: RunOptions, json: bool, verbose: bool) -> None:
     """Show sizes and costs, without data or training.
 
-    They are those of a backbone with a capsule head, or, without --model, of the checkpoints of a
-    run.
+    They are those of a backbone with a capsule head, or, without --model and --strategy, of the
+    checkpoints of a run.
     """
     from capsprune.inspection import inspect_model, inspect_run
     from capsprune.report import tables
 
-    if options.model is None:
+    if options.model is None and options.strategy is None:
         from capsprune.run import read_run
 
-        costs = inspect_run(read_run(shared.runs_dir, shared.run))
+        costs = inspect_run(read_run(shared.runs_dir, shared.run), options)
         if json:
             _print_json(costs)
         else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -29,6 +29,9 @@ _PASSES_FROZEN = 2
 def inspect_model(options: InspectOptions) -> dict[str, Any]:
     """Compute what a backbone, pruned by a strategy, and a capsule head on it cost.
 
+    Args:
+        options: with a model, or a strategy, which names its own.
+
     Returns:
         `backbone_macs` and `backbone_macs_unpruned` (with the linear classifier), `flops_ratio`,
         `bottleneck_channels` (S), `feature_size` (K), `primary_capsules` (I), `trunk_macs`,
@@ -39,13 +42,16 @@ def inspect_model(options: InspectOptions) -> dict[str, Any]:
         CapspruneError: if the model, the strategy or the image size cannot be used, or the trunk
             has fewer channels than a capsule has values.
     """
-    assert options.model is not None
-    name, size = options.model, options.image_size
-    model = build_backbone(name, options.classes, **backbone_arguments(name, size)).eval()
+    strategy = None
+    if options.strategy is not None:
+        strategy = read_strategy(options.strategy, options.model)
+    name = options.model if strategy is None else strategy.model
+    assert name is not None
+    size, classes = _or(options.image_size, 224), _or(options.classes, 1000)
+    model = build_backbone(name, classes, **backbone_arguments(name, size)).eval()
     unpruned_macs = sum(count_macs(model, size).values())
     groups: dict[str, dict[str, int]] = {}
-    if options.strategy is not None:
-        strategy = read_strategy(options.strategy, name)
+    if strategy is not None:
         dependencies = find_groups(model, classifier=backbone(name).classifier, image_size=size)
         kept = strategy.kept(dependencies)
         groups = {
@@ -64,30 +70,41 @@ def inspect_model(options: InspectOptions) -> dict[str, Any]:
             trunk,
             channels=channels,
             feature_size=feature_size,
-            classes=options.classes,
-            d1=options.d1,
-            d2=options.d2,
-            iterations=options.iterations,
+            classes=classes,
+            d1=_or(options.d1, 8),
+            d2=_or(options.d2, 16),
+            iterations=_or(options.iterations, 3),
         )
     return {
         "model": name,
         "image_size": size,
-        "classes": options.classes,
+        "classes": classes,
         "backbone_macs": macs,
         "backbone_macs_unpruned": unpruned_macs,
         "flops_ratio": macs / unpruned_macs,
-        **_capsule_costs(network, size, options.freeze),
+        **_capsule_costs(network, size, _or(options.freeze, False)),
         "groups": groups,
     }
 
 
-def inspect_run(run: Run) -> dict[str, dict[str, Any]]:
+def inspect_run(run: Run, options: InspectOptions) -> dict[str, dict[str, Any]]:
     """Compute what the networks of a run cost: `checkpoint_costs` by stage.
 
+    Args:
+        run: which.
+        options: without a model and a strategy.
+
     Raises:
-        RunError: if the run has no checkpoint yet.
+        RunError: if the run has no checkpoint yet, or an option asks for other networks than the
+            run's.
         CheckpointError: if one is damaged.
     """
+    given = [name for name, value in options if value is not None]
+    if given:
+        raise RunError(
+            f"The checkpoints of run '{run.name}' are what they are, whatever "
+            f"--{given[0].replace('_', '-')} says; leave it out, or give --model."
+        )
     stages: list[StageName] = ["baseline", "pruned", "caps", "linear"]
     done = [stage for stage in stages if stage in run.stages]
     if not done:
@@ -95,7 +112,19 @@ def inspect_run(run: Run) -> dict[str, dict[str, Any]]:
             f"Run '{run.name}' has no checkpoint yet; first run 'capsprune prune --model MODEL', "
             "or give --model."
         )
-    return {stage: checkpoint_costs(load_checkpoint(run.path(stage))) for stage in done}
+    return {
+        stage: checkpoint_costs(
+            load_checkpoint(run.path(stage)), frozen=bool(run.stages[stage].summary.get("frozen"))
+        )
+        for stage in done
+    }
+
+
+T = TypeVar("T")
+
+
+def _or(value: T | None, default: T) -> T:
+    return default if value is None else value
 
 
 def checkpoint_costs(checkpoint: Checkpoint, frozen: bool = False) -> dict[str, Any]:

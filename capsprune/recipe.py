@@ -353,7 +353,7 @@ class EvaluateOptions(Options):
 
     checkpoint: FilePath | None = Field(
         None,
-        description="Checkpoint. [default: the run's latest]",
+        description="Checkpoint. [default: what the run finished last]",
         json_schema_extra=POSITIONAL,
     )
     data_root: DataRoot = None
@@ -364,16 +364,24 @@ class EvaluateOptions(Options):
 class InspectOptions(Options):
     """Options of `inspect`: sizes and costs, without data or training."""
 
+    # Nothing but None says that an option was left open: a run's checkpoints have their own.
     model: ModelName | None = Field(
-        None, description="Backbone. [default: the run's checkpoints are inspected]"
+        None,
+        description="Backbone. [default: the strategy's; without one, the run's checkpoints are "
+        "inspected]",
     )
     strategy: FilePath | None = Field(None, description="Strategy to apply to the backbone.")
-    image_size: ImageSize = Field(224, description="Pixels a side.")
-    classes: ClassCount = Field(1000, description="Number of classes.")
-    freeze: Freeze = False
-    iterations: Iterations = 3
-    d1: PrimarySize = 8
-    d2: OutputSize = 16
+    image_size: ImageSize | None = Field(None, description="Pixels a side. [default: 224]")
+    classes: ClassCount | None = Field(None, description="Number of classes. [default: 1000]")
+    freeze: bool | None = Field(
+        None,
+        description="Count the training of the head alone, or of the trunk too. [default: "
+        "finetune]",
+        json_schema_extra={"flags": "--freeze/--finetune"},
+    )
+    iterations: IterationCount | None = Field(None, description="Routing iterations. [default: 3]")
+    d1: CapsuleSize | None = Field(None, description="Values in a primary capsule. [default: 8]")
+    d2: CapsuleSize | None = Field(None, description="Values in an output capsule. [default: 16]")
 
 
 class RunOptions(Options):

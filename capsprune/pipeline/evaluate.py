@@ -11,11 +11,12 @@ from capsprune.pipeline.session import Session
 from capsprune.recipe import EvaluateOptions
 from capsprune.run import StageName
 
-_LATEST_FIRST: tuple[StageName, ...] = ("caps", "pruned", "baseline")
+#: Stages that leave a checkpoint, in the order in which they are done.
+_CHECKPOINTS: tuple[StageName, ...] = ("baseline", "pruned", "caps", "linear")
 
 
 def evaluate_checkpoint(options: EvaluateOptions, session: Session) -> dict[str, Any]:
-    """Score a checkpoint: the one that is named, or the run's latest.
+    """Score a checkpoint: the one that is named, or the one that the run finished last.
 
     Returns:
         The checkpoint, its model and data, and `accuracy`, `loss` and `images`.
@@ -26,12 +27,14 @@ def evaluate_checkpoint(options: EvaluateOptions, session: Session) -> dict[str,
     run = session.run
     source = options.checkpoint
     if source is None:
-        latest = next((stage for stage in _LATEST_FIRST if stage in run.stages), None)
-        if latest is None:
+        done = [stage for stage in _CHECKPOINTS if stage in run.stages]
+        if not done:
             raise RunError(
                 f"Run '{run.name}' has no checkpoint yet; first run 'capsprune prune --model "
                 "MODEL'."
             )
+        # Of those finished in the same second, the one that is done later.
+        latest = max(done, key=lambda stage: (run.stages[stage].finished, done.index(stage)))
         run.require(latest, "evaluate")
         source = run.path(latest)
     checkpoint = load_checkpoint(source)

@@ -112,7 +112,7 @@ def search_space(options: PruneOptions, session: Session, network: Prunable) -> 
         fastest = _check_latency(options, session, network)
         if options.params is None and flops is None and options.primary_caps is None:
             flops = read_measured_flops(session.run.work("pruned"), options) or _flops_within(
-                options.latency, session, network, fastest
+                options, session, network, fastest
             )
     return SearchSpace.around(
         network.cost,
@@ -328,9 +328,16 @@ def _check_latency(options: PruneOptions, session: Session, network: Prunable) -
     return space.max_rate
 
 
-def _flops_within(limit_ms: float, session: Session, network: Prunable, max_rate: float) -> float:
-    """Find the FLOPs ratio at which uniform strategies take as long as allowed."""
-    space = SearchSpace(network.cost, None, max_rate)
+def _flops_within(
+    options: PruneOptions, session: Session, network: Prunable, max_rate: float
+) -> float:
+    """Find the FLOPs ratio at which uniform strategies take as long as allowed.
+
+    They are rounded as those of the search will be: odd channel counts take longer.
+    """
+    limit_ms = options.latency
+    assert limit_ms is not None
+    space = SearchSpace(network.cost, None, max_rate, options.round_to)
     low, high = 0.0, max_rate
     for _ in range(_LATENCY_STEPS):
         middle = (low + high) / 2

@@ -119,12 +119,12 @@ class _StrategyFile(BaseModel):
     criterion: CriterionName = "l1"
 
 
-def read_strategy(path: Path, model: str) -> Strategy:
+def read_strategy(path: Path, model: str | None) -> Strategy:
     """Read a strategy.
 
     Args:
         path: a JSON file.
-        model: the backbone that it will be applied to.
+        model: the backbone that it will be applied to; None for the one that it names.
 
     Raises:
         StrategyError: if the file is missing, is no strategy, or is for another backbone.
@@ -140,12 +140,12 @@ def read_strategy(path: Path, model: str) -> Strategy:
             f"{path} is no strategy: {what_is_wrong(error)}. It needs 'model', 'flops' and "
             "'fractions_removed', a mapping from group name to fraction."
         ) from error
-    if content.model != model:
+    if model is not None and content.model != model:
         raise StrategyError(
             f"{path} is a strategy for {content.model}, not for {model}; give one for {model}."
         )
     return Strategy(
-        model=model,
+        model=content.model,
         flops=content.flops,
         round_to=content.round_to,
         criterion=content.criterion,

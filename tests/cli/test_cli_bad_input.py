@@ -113,6 +113,7 @@ def picture(path: Path, shade: int = 0) -> None:
             ("inspect", "--model", "resnet18", "--strategy", "no.json"),
             ("no.json", "check the path"),
         ),
+        (("inspect", "--strategy", "no.json"), ("no.json", "check the path")),
         (("inspect", "--model", "resnet18", "--d1", 600), ("512 channels", "--d1")),
     ],
 )

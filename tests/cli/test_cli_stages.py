@@ -164,6 +164,20 @@ def test_overwriting_makes_later_stages_stale(copied: Path) -> None:
     assert "attach-caps --overwrite" in outcome.err
 
 
+@pytest.mark.parametrize("latest", ["baseline", "pruned", "caps", "linear"])
+def test_evaluate_takes_what_was_finished_last(copied: Path, latest: str) -> None:
+    run = copied / "runs" / "default"
+    record = json.loads((run / "run.json").read_text())
+    # A linear control and the capsule network of the same backbone.
+    shutil.copytree(run / "pruned", run / "linear")
+    record["stages"]["linear"] = record["stages"]["caps"] | {"id": "linear"}
+    record["stages"][latest]["finished"] = "2999-01-01T00:00:00+00:00"
+    (run / "run.json").write_text(json.dumps(record))
+    outcome = call("evaluate", "--json", folder=copied)
+    assert outcome.code == 0, outcome.err
+    assert json.loads(outcome.out)["checkpoint"] == f"runs/default/{latest}"
+
+
 def test_evaluate_agrees_with_the_stage(finished: Path) -> None:
     outcome = call("evaluate", "--json", folder=finished)
     stages = json.loads((finished / "runs" / "default" / "run.json").read_text())["stages"]
@@ -272,6 +286,39 @@ def test_inspect_reproduces_table_1(tmp_path: Path) -> None:
     assert (result["bottleneck_channels"], result["primary_capsules"]) == (1947, 243)
     assert round(result["training_flops"] / 1e9, 1) == 6.7
     assert abs(result["flops_ratio"] - 0.5) <= 0.005
+
+
+def test_inspect_takes_the_model_of_the_strategy(tmp_path: Path) -> None:
+    strategy = tmp_path / "strategy.json"
+    groups = {"conv1": 0.5} | {f"layers.{index}.conv2": 0.5 for index in range(13)}
+    strategy.write_text(
+        json.dumps({"model": "mobilenet_v1", "flops": 0.3, "fractions_removed": groups})
+    )
+    options = ("--strategy", strategy, "--image-size", 32, "--json")
+    alone = call("inspect", *options, folder=tmp_path)
+    assert alone.code == 0, alone.err
+    assert json.loads(alone.out)["bottleneck_channels"] == 512
+    assert alone.out == call("inspect", "--model", "mobilenet_v1", *options, folder=tmp_path).out
+    strategy.write_text(strategy.read_text().replace("mobilenet_v1", "mobilenet_v9"))
+    unknown = call("inspect", *options, folder=tmp_path)
+    assert unknown.code == 2 and "did you mean mobilenet_v" in unknown.err
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        *(("--image-size", 224), ("--classes", 1000), ("--iterations", 3), ("--d1", 8)),
+        *(("--d2", 16), ("--freeze",), ("--finetune",)),
+    ],
+)
+def test_inspect_refuses_what_says_nothing_of_a_run(
+    finished: Path, option: tuple[object, ...]
+) -> None:
+    outcome = call("inspect", *option, folder=finished)
+    assert outcome.code == 2 and outcome.out == ""
+    (line,) = outcome.err.splitlines()
+    named = "--freeze" if option[0] == "--finetune" else option[0]
+    assert line.startswith("Error: ") and f"{named} says" in line and "give --model" in line
 
 
 def test_inspect_shows_the_run(finished: Path) -> None:
