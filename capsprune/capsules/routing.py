@@ -33,10 +33,13 @@ def squash(s: Tensor, epsilon: float = SQUASH_EPSILON) -> Tensor:
         epsilon: added under the square root, so that the gradient at zero exists.
 
     Returns:
-        Poses of the same shape.
+        Poses of the same shape and dtype.
     """
-    squared_norm = s.square().sum(dim=-1, keepdim=True)
-    return s * (squared_norm / (1 + squared_norm) / torch.sqrt(squared_norm + epsilon))
+    # The square of a length of 256 is infinite in float16, and epsilon is 0 there.
+    wide = s.float() if s.dtype in (torch.float16, torch.bfloat16) else s
+    squared_norm = wide.square().sum(dim=-1, keepdim=True)
+    squashed = wide * (squared_norm / (1 + squared_norm) / torch.sqrt(squared_norm + epsilon))
+    return squashed.to(s.dtype)
 
 
 def dynamic_routing(

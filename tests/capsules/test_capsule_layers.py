@@ -32,6 +32,31 @@ def test_squash_of_the_longest_vectors_is_no_longer_than_one():
     assert squash(torch.full((4,), 1e18)).norm() == pytest.approx(1.0, abs=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("length", [0.0, 1e-4, 1.0, 200.0, 256.0, 6e4])
+def test_squash_in_half_precision_is_that_of_single_precision(dtype, length):
+    s = torch.tensor([[0.6, 0.0, 0.8]]).mul(length).to(dtype).requires_grad_()
+    squashed = squash(s)
+    squashed.sum().backward()
+    assert squashed.dtype == dtype
+    torch.testing.assert_close(squashed, squash(s.float()).to(dtype))
+    assert torch.isfinite(s.grad).all()
+
+
+def test_long_capsules_stay_finite_under_autocast():
+    torch.manual_seed(0)
+    layers = nn.Sequential(PrimaryCaps(16, 2, d1=8), OutputCaps(2, 3, d1=8, d2=4))
+    with torch.no_grad():
+        layers[0].conv.weight.fill_(1.0)
+    features = torch.full((2, 16, 2, 2), 100.0)
+    single = layers(features)
+    with torch.autocast("cpu", dtype=torch.float16):
+        half = layers(features)
+        margin_loss(half.norm(dim=-1), torch.tensor([0, 1])).backward()
+    torch.testing.assert_close(half.float(), single, rtol=1e-2, atol=1e-3)
+    assert all(torch.isfinite(parameter.grad).all() for parameter in layers.parameters())
+
+
 def test_channel_c_belongs_to_capsule_c_div_d1():
     layer = PrimaryCaps(channels=11, kernel_size=2, d1=3)  # 3 capsules, 2 channels left over
     assert layer.capsules == 3 and layer.conv.out_channels == 9
