@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +44,7 @@ def digest_files(sets: Sequence[tuple[Sequence[Path], np.ndarray]], root: Path) 
         names.update(label_bytes(labels))
         sizes.update(label_bytes(labels))
         for path in paths:
-            name = path.relative_to(root).as_posix().encode("utf-8", "surrogateescape")
+            name = os.fsencode(path.relative_to(root).as_posix())  # alike in every locale
             try:
                 found = path.stat()
             except OSError as error:

@@ -9,7 +9,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
+
+from capsprune.data.sources import load_data
 
 #: Locales that are no UTF-8, with the character maps to make them of.
 LOCALES = {"C": None, "de_DE.ISO-8859-1": "ISO-8859-1", "zh_CN.GB18030": "GB18030"}
@@ -34,7 +38,10 @@ def named(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module", params=LOCALES)
+@pytest.fixture(
+    scope="module",
+    params=["C", *(pytest.param(name, marks=pytest.mark.slow) for name in LOCALES if name != "C")],
+)
 def environment(request, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """An environment whose locale is no UTF-8."""
     name, places = request.param, {}
@@ -52,22 +59,39 @@ def environment(request, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
 
 #: Several commands in one process: starting one takes seconds.
 COMMANDS = """
-import sys
+import json, sys
 from capsprune.__main__ import main
-for command in (["report", "--output", sys.argv[1]], ["runs"], ["inspect"], ["inspect", "--json"]):
+report, images = sys.argv[1:]
+for command in (["report", "--output", report], ["runs"], ["inspect"], ["inspect", "--json"]):
     sys.argv[1:] = command
     try:
         main()
     except SystemExit as stop:
         assert not stop.code, (command, stop.code)
+from capsprune.data.sources import load_data
+data = load_data(f"imagefolder:{images}", image_size=8)
+print(json.dumps([data.name, data.class_names, data.split.fingerprint]))
 """
 
 
 def test_a_run_is_read_under_any_locale(
     named: Path, environment: dict[str, str], tmp_path: Path
 ) -> None:
+    images = tmp_path / "données"
+    for name in ("Käfer", "猫"):
+        (images / name).mkdir(parents=True)
+        for number in range(5):
+            Image.fromarray(np.full((8, 8), number, np.uint8)).save(
+                images / name / f"é{number}.png"
+            )
+    data = load_data(f"imagefolder:{images}", image_size=8)
     done = subprocess.run(
-        [sys.executable, "-c", COMMANDS, tmp_path], cwd=named, env=environment, capture_output=True
+        [sys.executable, "-c", COMMANDS, tmp_path, images],
+        cwd=named,
+        env=environment,
+        capture_output=True,
     )
     assert done.returncode == 0, done.stderr
     assert "Größe 猫" in (tmp_path / "report.md").read_text(encoding="utf-8")
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found == [data.name, list(data.class_names), data.split.fingerprint]
