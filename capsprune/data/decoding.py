@@ -81,6 +81,7 @@ class Examined:
 
     Attributes:
         pixels: uint8 [3, S, S]; None if the image is deep and its value range is left open.
+        bounds: uint8 [2, 3], least and greatest of these in each channel; None likewise.
         values: least and greatest finite value if it is deep, that is, holds more than 8 bits a
             pixel, or signed or real numbers; NaN for an image without finite values.
         whole: whether a deep image holds integers.
@@ -90,6 +91,7 @@ class Examined:
     """
 
     pixels: np.ndarray | None
+    bounds: np.ndarray | None
     values: tuple[float, float] | None = None
     whole: bool = False
     several: bool = False
@@ -114,7 +116,7 @@ def decode(path: Path, size: int, decoding: Decoding) -> np.ndarray:
     """
     with _opened(path) as file:
         share = _draft(file, size)
-        return _square(_as_rgb(file, decoding), _orientation(file), share, size)
+        return _pixels(_square(_as_rgb(file, decoding), _orientation(file), share, size))
 
 
 def examine(path: Path, size: int, decoding: Decoding, *, settled: bool) -> Examined:
@@ -131,22 +133,22 @@ def examine(path: Path, size: int, decoding: Decoding, *, settled: bool) -> Exam
         UnreadableImageError: the file cannot be read, is truncated, or is no image.
     """
     with _opened(path) as file:
-        several = bool(getattr(file, "is_animated", False))
         tiles = getattr(file, "tile", [])
         wide = any(";16" in str(tile[3]) for tile in tiles) and not _is_deep(file)
         share = _draft(file, size)
         file.load()
         values = _values(file) if _is_deep(file) else None
-        pixels = None
+        square = None
         if values is None or settled:
-            pixels = _square(_as_rgb(file, decoding), _orientation(file), share, size)
+            square = _square(_as_rgb(file, decoding), _orientation(file), share, size)
         return Examined(
-            pixels,
+            None if square is None else _pixels(square),
+            None if square is None else np.array(square.getextrema(), dtype=np.uint8).T,
             values,
             whole=file.mode != "F",
-            several=several,
             transparent=_is_transparent(file),
             high_byte=_greatest(file) if wide else None,
+            several=_has_several_frames(file),  # last, as it may move on to the next one
         )
 
 
@@ -211,14 +213,24 @@ def _draft(file: Image.Image, size: int) -> float:
     return share
 
 
-def _square(image: Image.Image, orientation: int, share: float, size: int) -> np.ndarray:
+def _square(image: Image.Image, orientation: int, share: float, size: int) -> Image.Image:
     if orientation in _TURNS:
         image = image.transpose(_TURNS[orientation])
     side = share * min(image.size)
     left, top = (int(length - side) // 2 for length in image.size)
     box = (left, top, left + side, top + side)
-    square = image.resize((size, size), Image.Resampling.BILINEAR, box=box)
+    return image.resize((size, size), Image.Resampling.BILINEAR, box=box)
+
+
+def _pixels(square: Image.Image) -> np.ndarray:
     return np.asarray(square).transpose(2, 0, 1)
+
+
+def _has_several_frames(file: Image.Image) -> bool:
+    try:
+        return bool(getattr(file, "is_animated", False))
+    except Exception:  # the second one is damaged, and not needed
+        return True
 
 
 # Deep images

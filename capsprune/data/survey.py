@@ -113,6 +113,7 @@ def survey(
     """
     paths, count = files.paths, len(files.paths)
     pixels = torch.empty(count, 3, size, size, dtype=torch.uint8) if keep else None
+    view = None if pixels is None else pixels.numpy()
     settled = wanted.value_range is not None
     bounds = np.empty((count, 2, 3), dtype=np.uint8)  # least and greatest value of each channel
     values = np.full((count, 2), np.nan)
@@ -127,11 +128,10 @@ def survey(
             values[position] = found.values
         if found.high_byte is not None:
             high_bytes[position] = found.high_byte
-        if found.pixels is not None:
-            flat = found.pixels.reshape(3, -1)
-            bounds[position] = flat.min(axis=1), flat.max(axis=1)
-            if pixels is not None:
-                pixels.numpy()[position] = found.pixels
+        if found.bounds is not None:
+            bounds[position] = found.bounds
+        if view is not None and found.pixels is not None:
+            view[position] = found.pixels
 
     title = "Decoding images" if keep else "Checking images"
     _each(paths, range(count), look, title, progress)
@@ -150,8 +150,7 @@ def survey(
         bounds[deep] = scale(np.nan_to_num(values[deep], nan=whole_range[0]), whole_range)[
             :, :, None
         ]
-        if pixels is not None:
-            view = pixels.numpy()
+        if view is not None:
 
             def fill(position: int) -> None:
                 view[position] = decode(paths[position], size, decoding)

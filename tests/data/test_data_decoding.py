@@ -285,7 +285,19 @@ def test_no_damage_to_exif_hides_the_picture(tmp_path_factory, changes):
     assert decode(path, 24, PLAIN).shape == (3, 24, 24)
 
 
-# Files that are no pictures
+# Files of which some is damaged, and files that are no pictures
+
+
+def test_damage_to_the_second_frame_does_not_hide_the_first(tmp_path):
+    path = tmp_path / "a.gif"
+    frames = [Image.fromarray(noise(64, 64, seed)) for seed in range(2)]
+    frames[0].save(path)
+    one = path.stat().st_size
+    frames[0].save(path, save_all=True, append_images=frames[1:])
+    whole = decode(path, 16, PLAIN)
+    path.write_bytes(path.read_bytes()[: one + 40])
+    found = examine(path, 16, PLAIN, settled=True)
+    assert found.several and np.array_equal(found.pixels, whole)
 
 
 @pytest.mark.parametrize("content", [b"", b"no image at all", b"\xff\xd8\xff", b"%!PS-Adobe-3.0\n"])
