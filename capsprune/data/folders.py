@@ -91,7 +91,9 @@ def scan_image_folder(root: Path) -> ImageFolder:
                 f"Folder {root} holds class folders beside {listed(nested)}, which has class "
                 f"folders of its own: move those that are to train on into {root / 'train'}."
             )
-        return _scan(root, inside, {})
+        taken = [folder.name for folder in of_sets]
+        note = f"{listed(taken)} in {root} is taken for a class: it holds no class folders"
+        return _scan(root, inside, {}, notes=[note] if taken else [])
     for folders in sets.values():
         if len(folders) > 1:
             raise DataError(

@@ -79,8 +79,11 @@ def test_hidden_files_and_nested_folders(tmp_path):
     assert sum(load(tmp_path).split.counts.values()) == 21
 
 
-def test_a_class_may_be_named_train(tmp_path):
-    assert load(write_classes(tmp_path, ("bus", "train"))).class_names == ("bus", "train")
+@pytest.mark.parametrize("name", ["train", "test"])
+def test_a_class_may_be_named_as_a_set_is_which_is_said(tmp_path, name):
+    data = load(write_classes(tmp_path, ("bus", name)))
+    assert data.class_names == ("bus", name)
+    assert any(note.startswith(f"{name} in {tmp_path} is taken for a class") for note in data.notes)
 
 
 @pytest.mark.parametrize(
