@@ -141,6 +141,14 @@ Freeze = Annotated[
         json_schema_extra={"flags": "--freeze/--finetune"},
     ),
 ]
+Ema = Annotated[
+    bool,
+    Field(
+        description="Of a file that holds both the weights as trained and a moving average (EMA, "
+        "SWA) of them, take the average, not the former. What there is alone is taken anyway.",
+        json_schema_extra={"flags": "--ema"},
+    ),
+]
 Iterations = Annotated[IterationCount, Field(description="Routing iterations.")]
 PrimarySize = Annotated[CapsuleSize, Field(description="Values in a primary capsule.")]
 OutputSize = Annotated[CapsuleSize, Field(description="Values in an output capsule.")]
@@ -175,6 +183,7 @@ class TrainOptions(Options):
     value_range: ValueRange = None
     background: Background = None
     weights: Text = Field("auto", description="Starting weights: auto, imagenet, none, or a file.")
+    ema: Ema = False
     epochs: Epochs | None = Field(
         None, description="Epochs; 0 keeps the starting weights. [default: by data set]"
     )
@@ -264,6 +273,7 @@ class ImportOptions(Options):
         description="File with the state dict of a pruned backbone.", json_schema_extra=POSITIONAL
     )
     model: ModelName = Field(description="Backbone that was pruned, such as resnet50.")
+    ema: Ema = False
     data: DataName = Field("digits", description=f"Data set to go on with: {', '.join(DATA_SETS)}.")
     data_root: DataRoot = None
     image_size: ImageSize | None = Field(

@@ -1,12 +1,10 @@
-"""Weights for a backbone: torchvision's ImageNet weights, or a state dict in a file."""
+"""Weights for a backbone: torchvision's ImageNet weights, or those in a file."""
 
 from __future__ import annotations
 
 import contextlib
-import pickle
 import socket
 import sys
-import warnings
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,18 +14,16 @@ from urllib.error import URLError
 import torch
 from torch import Tensor, nn
 
+from capsprune.backbones.matching import Found, find_weights
 from capsprune.backbones.registry import backbone
+from capsprune.backbones.weights_file import read_content
 from capsprune.errors import CheckpointError, ModelError
 
 #: Seconds after which a server that does not answer counts as out of reach.
 _CONNECT_TIMEOUT_S = 10.0
-#: What wrappers of a model put before the names of its tensors.
-_PREFIXES = ("module.", "_orig_mod.", "_net.")
-#: Keys under which training scripts commonly keep the weights inside a larger dictionary.
-_WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
 
 
-def initialise(model: nn.Module, name: str, weights: str) -> str:
+def initialise(model: nn.Module, name: str, weights: str, *, average: bool = False) -> str:
     """Give a backbone its starting weights.
 
     Args:
@@ -35,6 +31,7 @@ def initialise(model: nn.Module, name: str, weights: str) -> str:
         name: its name.
         weights: "auto" (ImageNet weights where they are cached or can be fetched, else those that
             the model was built with), "imagenet", "none", or the path of a state dict.
+        average: of a file that holds both weights and a moving average of them, take the average.
 
     Returns:
         One line that says what was done.
@@ -43,81 +40,46 @@ def initialise(model: nn.Module, name: str, weights: str) -> str:
         ModelError: if "imagenet" is asked for and there are none, or they are out of reach.
         CheckpointError: if a file is missing, foreign, carries a pickled object, or does not fit.
     """
-    if weights == "none":
-        return "from scratch (as asked)"
-    if weights in ("auto", "imagenet"):
+    if weights in ("none", "auto", "imagenet"):
+        if average:
+            raise ModelError(
+                f"--ema is for a file of weights, which '{weights}' is not; leave it out or give "
+                "--weights a file."
+            )
+        if weights == "none":
+            return "from scratch (as asked)"
         try:
-            state = _imagenet_state(name)
+            content, source = _imagenet_content(name)
         except (ModelError, CheckpointError) as error:
             if weights == "imagenet":
                 raise
             reason = str(error).split(";")[0]
             return f"from scratch, as {reason[0].lower()}{reason[1:]}"
-        return f"torchvision's ImageNet weights{_load(model, name, state, 'ImageNet weights')}"
-    path = Path(weights)
-    return f"weights from {path}{_load(model, name, read_state_dict(path), str(path))}"
+        found = find_weights(content, model, name, source)
+        _load(model, name, found, source)
+        return ", ".join(("torchvision's ImageNet weights", *found.notes))
+    found = read_weights(Path(weights), model, name, average=average)
+    _load(model, name, found, weights)
+    return ", ".join((f"weights from {weights}", *found.notes))
 
 
-def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Read a state dict from a `.safetensors` file or a PyTorch file without running any pickle.
+def read_weights(path: Path, model: nn.Module, name: str, *, average: bool = False) -> Found:
+    """Read the weights of a backbone, pruned or not, from a file that somebody has.
 
-    Wrappers (`{"state_dict": ...}`) and the prefixes of `DataParallel`, `torch.compile` and
-    EagleEye's model wrapper are taken off.
+    Args:
+        path: a `.safetensors` or PyTorch file, recognised by its content.
+        model: the unpruned backbone; it is not changed.
+        name: its name.
+        average: of a file that holds both weights and a moving average of them, take the average.
 
     Raises:
-        CheckpointError: if the file is missing, truncated, foreign, or carries a pickled object.
+        CheckpointError: as `read_content` and `find_weights` do.
     """
-    if not path.is_file():
-        raise CheckpointError(f"There is no weights file {path}; check the path.")
-    content: Any
-    if path.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            content = load_file(path)
-        except SafetensorError as error:
-            raise CheckpointError(
-                f"{path} is truncated or is no safetensors file ({error}); fetch or export it anew."
-            ) from error
-    else:
-        try:
-            with warnings.catch_warnings():
-                # That pickles of other protocols may fail: if they do, it is said below.
-                warnings.simplefilter("ignore")
-                content = torch.load(path, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError as error:
-            raise CheckpointError(
-                f"{path} carries a pickled object, which could run code, or is no PyTorch file; "
-                "save its state_dict() alone and give that file."
-            ) from error
-        # Noise makes torch's reader fail with whatever it stumbles over: IndexError, struct.error …
-        except Exception as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            reason = reason.split(". ")[0]  # torch adds what it takes for the cause
-            raise CheckpointError(
-                f"{path} is truncated or is no PyTorch file ({reason}); fetch or export it anew."
-            ) from error
-    for wrapper in _WRAPPERS:
-        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
-            content = content[wrapper]
-    if not isinstance(content, Mapping) or not content:
-        raise CheckpointError(f"{path} holds no state dict; save the model's state_dict() in it.")
-    state = {_plain_name(str(key)): value for key, value in content.items()}
-    if not all(isinstance(value, Tensor) for value in state.values()):
-        raise CheckpointError(
-            f"{path} holds other things than tensors; save the model's state_dict() alone in it."
-        )
-    return state
+    return find_weights(read_content(path), model, name, str(path), average)
 
 
-def _plain_name(key: str) -> str:
-    while prefix := next((p for p in _PREFIXES if key.startswith(p)), None):
-        key = key.removeprefix(prefix)
-    return key
-
-
-def _imagenet_state(name: str) -> dict[str, Tensor]:
+def _imagenet_content(name: str) -> tuple[Any, str]:
+    """Read torchvision's ImageNet weights from the cache or fetch them, and say where they are."""
     if not backbone(name).has_imagenet_weights:
         raise ModelError(
             f"torchvision has no ImageNet weights for {name}; give --weights none or a file."
@@ -127,16 +89,14 @@ def _imagenet_state(name: str) -> dict[str, Tensor]:
     chosen = torchvision.models.get_model_weights(name).DEFAULT
     cached = Path(torch.hub.get_dir()) / "checkpoints" / chosen.url.rsplit("/", 1)[-1]
     if cached.is_file():
-        return read_state_dict(cached)
+        return read_content(cached), str(cached)
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(_CONNECT_TIMEOUT_S)
     try:
         # stdout is for results, and torch.hub says there that it downloads.
         with contextlib.redirect_stdout(sys.stderr):
             # check_hash: a file that is not what torchvision published is refused.
-            state: dict[str, Tensor] = chosen.get_state_dict(
-                progress=False, check_hash=True, weights_only=True
-            )
+            content = chosen.get_state_dict(progress=False, check_hash=True, weights_only=True)
     except (OSError, RuntimeError) as error:
         reason = error.reason if isinstance(error, URLError) else error
         raise ModelError(
@@ -145,46 +105,19 @@ def _imagenet_state(name: str) -> dict[str, Tensor]:
         ) from error
     finally:
         socket.setdefaulttimeout(before)
-    return state
+    return content, str(cached)
 
 
-def _load(model: nn.Module, name: str, state: dict[str, Tensor], source: str) -> str:
-    """Load a state dict; a classifier for another number of classes is left as it was drawn."""
-    classifier = backbone(name).classifier
+def _load(model: nn.Module, name: str, found: Found, source: str) -> None:
+    """Load weights into an unpruned backbone; what they lack stays as it was drawn."""
     own = model.state_dict()
-    kept = dict(state)
-    note = ""
-    weight = f"{classifier}.weight"
-    if (
-        weight in kept
-        and kept[weight].dim() == own[weight].dim()
-        and kept[weight].shape[0] != own[weight].shape[0]
-    ):
-        note = f", classifier drawn anew ({own[weight].shape[0]} classes)"
-        for key in (weight, f"{classifier}.bias"):
-            kept.pop(key, None)
-            kept[key] = own[key]
-    # Counters of seen batches are absent from old files and play no part here.
-    kept.update(
-        {k: v for k, v in own.items() if k.endswith("num_batches_tracked") and k not in kept}
-    )
-    for key, value in own.items():
-        if key not in kept:
+    for key, value in found.tensors.items():
+        if value.shape != own[key].shape:
             raise CheckpointError(
-                f"{source} has no tensor '{key}', so it is no {name}; give the file's own --model."
+                f"Tensor '{key}' of {source} is {list(value.shape)} where {name} has "
+                f"{list(own[key].shape)}; give the unpruned weights of the same model."
             )
-        if kept[key].shape != value.shape:
-            raise CheckpointError(
-                f"Tensor '{key}' of {source} is {list(kept[key].shape)} where {name} has "
-                f"{list(value.shape)}; give the unpruned weights of the same model."
-            )
-    extra = sorted(set(kept) - set(own))
-    if extra:
-        raise CheckpointError(
-            f"{source} has a tensor '{extra[0]}' that {name} lacks; give the file's own --model."
-        )
-    model.load_state_dict(with_versions(model, kept))
-    return note
+    model.load_state_dict(with_versions(model, own | found.tensors))
 
 
 def with_versions(model: nn.Module, state: Mapping[str, Tensor]) -> OrderedDict[str, Tensor]:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from typing import Any
 
 import torch
 
-from capsprune.backbones.registry import backbone, backbone_arguments, build_backbone
-from capsprune.backbones.weights import read_state_dict
+from capsprune.backbones.registry import backbone_arguments, build_backbone
+from capsprune.backbones.weights import read_weights
+from capsprune.backbones.weights_file import digest
 from capsprune.checkpoint import Checkpoint, DataDescription, describe
 from capsprune.data.names import default_image_size
-from capsprune.errors import CheckpointError
 from capsprune.inspection import checkpoint_costs
 from capsprune.pipeline.baseline import require_baseline
 from capsprune.pipeline.fitting import score_network
@@ -36,8 +35,7 @@ def import_checkpoint(options: ImportOptions, session: Session) -> StageRecord:
     run, progress = session.run, session.progress
     image_size = options.image_size or default_image_size(options.data)
     arguments = backbone_arguments(options.model, image_size)
-    if not options.checkpoint.is_file():
-        raise CheckpointError(f"There is no file {options.checkpoint}; check the path.")
+    sha256 = digest(options.checkpoint)
     baseline: str | None = None
     if "baseline" in run.stages:  # What is imported must be of its kind.
         baseline = require_baseline(
@@ -47,12 +45,10 @@ def import_checkpoint(options: ImportOptions, session: Session) -> StageRecord:
             data=options.data,
             image_size=image_size,
         ).id
-    digest = hashlib.sha256(options.checkpoint.read_bytes()).hexdigest()
-    stage = Stage.of(session, "pruned", options, baseline, image_size=image_size, sha256=digest)
+    stage = Stage.of(session, "pruned", options, baseline, image_size=image_size, sha256=sha256)
     if record := stage.done():
         return record
 
-    state = read_state_dict(options.checkpoint)
     splits = session.data(
         options.data,
         options.data_root,
@@ -63,27 +59,26 @@ def import_checkpoint(options: ImportOptions, session: Session) -> StageRecord:
     )
     torch.manual_seed(run.seed)  # a classifier may be drawn anew
     network = build_backbone(options.model, splits.num_classes, **arguments).eval()
+    found = read_weights(options.checkpoint, network, options.model, average=options.ema)
     unpruned = Prunable.of(options.model, network, image_size)
     dependencies = unpruned.dependencies
-    kept, own_classifier = rebuild(
-        network,
-        dependencies,
-        state,
-        classifier=backbone(options.model).classifier,
-        name=options.model,
-        source=str(options.checkpoint),
+    kept = rebuild(
+        network, dependencies, found.tensors, name=options.model, source=str(options.checkpoint)
     )
     ratio = float(unpruned.cost.flops_ratio(kept))
-    said = "with its classifier" if own_classifier else "classifier drawn anew, untrained"
+    said = "with its classifier" if found.has_classifier else "classifier drawn anew, untrained"
+    notes = found.notes
+    if found.has_classifier:
+        notes = (*notes, f"{said} ({splits.num_classes} classes)")
     progress.say(
-        f"{options.checkpoint} is a {options.model} with {ratio:.1%} of its FLOPs, {said} "
-        f"({splits.num_classes} classes)"
+        f"{options.checkpoint} is a {options.model} with {ratio:.1%} of its FLOPs, "
+        + ", ".join(notes)
     )
 
     stage.begin(splits)
     # What a classifier scores that knows nothing of the classes says nothing of the backbone.
     metrics: dict[str, Any] = {}
-    if own_classifier:
+    if found.has_classifier:
         metrics = score_network(session, network, splits.test, image_size).to_dict()
     architecture = describe(
         network,

@@ -40,7 +40,7 @@ def train(options: TrainOptions, session: Session) -> StageRecord:
     )
     torch.manual_seed(session.run.seed)
     network = build_backbone(options.model, splits.num_classes, **arguments)
-    weights = initialise(network, options.model, options.weights)
+    weights = initialise(network, options.model, options.weights, average=options.ema)
     session.progress.say(
         f"{options.model} on {options.data} ({len(splits.train)} training, "
         f"{len(splits.validation)} validation, {len(splits.test)} test images) on {device}: "

@@ -9,12 +9,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from capsprune.backbones.matching import COUNTER
 from capsprune.errors import CheckpointError
 from capsprune.pruning.groups import Axis, Dependencies, is_depthwise
 from capsprune.pruning.shrink import layer_channels, resize_layers
-
-#: Batch norms count their batches in a tensor that old files lack and that plays no part here.
-_COUNTER = "num_batches_tracked"
 
 
 def rebuild(
@@ -22,10 +20,9 @@ def rebuild(
     dependencies: Dependencies,
     state: Mapping[str, Tensor],
     *,
-    classifier: str,
     name: str,
     source: str,
-) -> tuple[NDArray[np.int64], bool]:
+) -> NDArray[np.int64]:
     """Give a network the shapes and the values of a state dict, in place.
 
     Each group's channels are counted on its leader's weight. What all other tensors must then look
@@ -34,65 +31,38 @@ def rebuild(
     Args:
         model: the unpruned network, on the CPU.
         dependencies: its groups.
-        state: tensors, by the names that the network's own have.
-        classifier: name of the layer whose outputs are the classes. If the state dict is for
-            another number of classes, or has no classifier, this layer is drawn anew.
+        state: finite tensors by the network's names, from `read_weights`. Layers whose weights it
+            lacks are drawn anew.
         name: the network's, for messages.
         source: where the state dict comes from, for messages.
 
     Returns:
-        Units kept in each group, [G], and whether the classifier is the state dict's.
+        Units kept in each group, [G].
 
     Raises:
-        CheckpointError: if tensors are missing or foreign, or their shapes fit no pruned network of
-            this kind; the message names the tensor.
+        CheckpointError: if the shapes fit no pruned network of this kind; the message names the
+            tensor.
     """
-    own = model.state_dict()
-    weight = f"{classifier}.weight"
-    own_classifier = (
-        weight in state
-        and state[weight].dim() == own[weight].dim()
-        and len(state[weight]) == len(own[weight])
-    )
-    fresh = set() if own_classifier else {weight, f"{classifier}.bias"}
-    for key in own:
-        if key not in state and key not in fresh and not key.endswith(_COUNTER):
-            raise CheckpointError(
-                f"{source} has no tensor '{key}', so it is no {name}; give the file's own --model."
-            )
-    for key in state:
-        if key not in own and not key.endswith(_COUNTER):
-            raise CheckpointError(
-                f"{source} has a tensor '{key}' that {name} lacks; give the file's own --model."
-            )
     kept = _count_kept(dependencies, state, name, source)
     resize_layers(model, _channels(model, dependencies, kept))
-    for key, value in model.state_dict().items():
-        if key in fresh or key.endswith(_COUNTER):
-            continue
-        if not state[key].is_floating_point():
-            kind = str(state[key].dtype).removeprefix("torch.")
-            raise CheckpointError(
-                f"Tensor '{key}' of {source} is of {kind} where {name} has floating-point numbers; "
-                "give a state dict of such."
-            )
-        if state[key].shape != value.shape:
-            raise CheckpointError(
-                f"Tensor '{key}' of {source} is {list(state[key].shape)} where its other tensors "
-                f"need {list(value.shape)}, so that it fits no pruned {name}; give a state dict "
-                "whose shapes agree."
-            )
+    fresh = set()
     with torch.no_grad():
         for key, value in model.state_dict().items():
-            if key.endswith(_COUNTER):
+            if key.endswith(COUNTER):
                 value.zero_()
-            elif key not in fresh:
+            elif key not in state:
+                fresh.add(key.rpartition(".")[0])
+            elif state[key].shape != value.shape:
+                raise CheckpointError(
+                    f"Tensor '{key}' of {source} is {list(state[key].shape)} where its other "
+                    f"tensors need {list(value.shape)}, so that it fits no pruned {name}; give a "
+                    "state dict whose shapes agree."
+                )
+            else:
                 value.copy_(state[key])
-    if not own_classifier:
-        layer = model.get_submodule(classifier)
-        assert isinstance(layer, (nn.Linear, nn.Conv2d))
-        layer.reset_parameters()
-    return kept, own_classifier
+    for layer in fresh:
+        model.get_submodule(layer).reset_parameters()  # type: ignore[operator]
+    return kept
 
 
 def _count_kept(
@@ -102,6 +72,9 @@ def _count_kept(
     kept = np.zeros(len(dependencies.groups), dtype=np.int64)
     for index, group in enumerate(dependencies.groups):
         key = f"{group.name}.weight"
+        if key not in state:  # It is drawn anew, whole.
+            kept[index] = group.channels
+            continue
         count = state[key].shape[0] if state[key].dim() else 0
         if not 0 < count <= group.channels * group.width or count % group.width:
             several = f" in multiples of {group.width}" if group.width > 1 else ""

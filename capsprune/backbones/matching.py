@@ -1,0 +1,490 @@
+"""Finding a backbone's weights in what a file holds, under whatever names it keeps them."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+
+from capsprune.backbones.registry import backbone
+from capsprune.errors import CheckpointError
+
+#: Batch norms count their batches in a tensor that old files lack and that plays no part here.
+COUNTER = "num_batches_tracked"
+
+#: What wrappers of a model, or of its parts, put into the names of its tensors.
+_WRAPPERS = re.compile(
+    r"(?:^(?:module|_net)\.)|(?:(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.)"
+)
+#: Names in the DenseNets that torchvision published, as in denselayer1.norm.1.weight.
+_OLD_DENSENET = re.compile(r"(\bdenselayer\d+\.(?:norm|conv))\.(?=[12]\.)")
+#: A part of a name that says moving average.
+_AVERAGE = re.compile(r"(?:^|[._])(?:ema|swa|averaged?)(?:[._]|$)")
+#: The count that `torch.optim.swa_utils.AveragedModel` keeps beside its average.
+_AVERAGED_COUNT = "n_averaged"
+#: Where training scripts keep what they trained, beside which there may be other weights.
+_USUAL = ((), *((key,) for key in ("state_dict", "model_state_dict", "model", "net")))
+#: How deep dictionaries are searched.
+_DEPTH = 5
+
+#: Whose names these are that torchvision has not. Numbers and parts follow any prefix.
+_OTHERS_NAMES: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
+    (whose, re.compile(rf"(?:^|\.)(?:{names})"))
+    for whose, names in (
+        (
+            "timm's networks",
+            r"conv_stem\.weight|conv_head\.weight|stem\.conv\.weight|s1\.b1\.conv1\.conv\.|"
+            r"stages\.\d\.blocks\.\d|pre_logits\.fc1\.|blocks\.\d\.\d\.conv_|head\.fc\.weight",
+        ),
+        ("the package efficientnet_pytorch", r"_conv_stem\.weight|_blocks\.\d+\._"),
+        (
+            "Hugging Face's transformers",
+            r"embedder\.embedder\.|encoder\.stages\.\d\.layers\.|embeddings\.patch_embeddings\.|"
+            r"embedder\.convolution\.|encoder\.blocks\.\d+\.",
+        ),
+        ("the code of ConvNeXt's authors", r"downsample_layers\.\d|stages\.\d\.\d\.dwconv\."),
+    )
+)
+
+
+@dataclass(frozen=True)
+class Found:
+    """A backbone's weights."""
+
+    #: By the backbone's own names, finite and of floating point; what is to be drawn anew, and
+    #: perhaps counters, is absent.
+    tensors: dict[str, Tensor]
+    #: What was chosen, changed or left out, in words to be separated by commas.
+    notes: tuple[str, ...]
+    #: Whether the classifier is among them.
+    has_classifier: bool
+
+
+@dataclass
+class _StateDict:
+    """One dictionary of tensors in a file."""
+
+    #: Its place in the file.
+    path: tuple[str, ...]
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    #: Names under which there is something else.
+    others: set[str] = field(default_factory=set)
+    #: Pruning masks, by the names of the tensors that they are for.
+    masks: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A dictionary, and a prefix in it, under which a backbone's names were found."""
+
+    state: _StateDict
+    prefix: str
+    #: How many of the trunk's tensors there are.
+    count: int
+
+    @property
+    def label(self) -> str:
+        return ".".join((*self.state.path, self.prefix.rstrip("."))).strip(".")
+
+    @property
+    def is_usual(self) -> bool:
+        return not self.prefix and self.state.path in _USUAL
+
+    @property
+    def is_average(self) -> bool:
+        return (
+            _AVERAGE.search(self.label.lower()) is not None
+            or _AVERAGED_COUNT in self.state.tensors
+            or self.prefix + _AVERAGED_COUNT in self.state.tensors
+        )
+
+
+def find_weights(
+    content: Any, model: nn.Module, name: str, source: str, average: bool = False
+) -> Found:
+    """Find a backbone's weights in what a file holds.
+
+    They may lie in other dictionaries (`{"state_dict": ...}`) and under a prefix (`backbone.`), as
+    long as there is one place where all tensors of the trunk are found. A classifier that does not
+    fit is left out. Shapes are checked as far as pruning leaves them alone.
+
+    Args:
+        content: of the file, from `read_content`.
+        model: the unpruned backbone; it is not changed.
+        name: its name.
+        source: where the content comes from, for messages.
+        average: take a moving average of the weights, where both are there.
+
+    Raises:
+        CheckpointError: if there are none, or they can be told apart by nothing, or have numbers
+            of another kind, or such as are not finite; the message names the cause.
+    """
+    spec, own = backbone(name), model.state_dict()
+    trunk = {k for k in own if k.split(".")[0] in spec.trunk_children and not k.endswith(COUNTER)}
+    states = [_plainly_named(state) for state in _state_dicts(content)]
+    if not any(state.tensors for state in states):
+        raise CheckpointError(f"{source} holds no state dict; save the model's state_dict() in it.")
+    places = [place for state in states for place in _places(state, trunk)]
+    whole = [place for place in places if place.count == len(trunk)]
+    for naming in () if whole else _other_namings(model, spec.trunk_children):
+        renamed = {theirs for theirs, ours in naming.items() if ours in trunk}
+        whole = [
+            _renamed(place, naming)
+            for state in states
+            for place in _places(state, renamed)
+            if place.count == len(trunk)
+        ]
+        if whole:
+            break
+    if not whole:
+        best = min(places, key=lambda place: (-place.count, len(place.prefix)), default=None)
+        _explain(states, best, trunk, model, name, source)
+    place, notes = _choose(whole, trunk, own, name, source, average)
+    return _take(place, notes, model, name, source)
+
+
+def _state_dicts(content: Any) -> Iterator[_StateDict]:
+    """Go through the dictionaries in a file that hold tensors."""
+    seen: set[int] = set()
+    waiting: list[tuple[tuple[str, ...], Any]] = [((), content)]
+    while waiting:
+        path, value = waiting.pop(0)
+        if not isinstance(value, Mapping) or id(value) in seen or len(path) > _DEPTH:
+            continue
+        seen.add(id(value))
+        state = _StateDict(path)
+        for key, item in value.items():
+            if not isinstance(key, str):
+                continue
+            if isinstance(item, Tensor):
+                state.tensors[key] = item
+            elif isinstance(item, Mapping):
+                waiting.append(((*path, key), item))
+            else:
+                state.others.add(key)
+        yield state
+
+
+def _plainly_named(state: _StateDict) -> _StateDict:
+    """Take off what wrappers and pruning masks add to names, and put new names for old ones."""
+    plain = _StateDict(state.path, others=state.others)
+    for key, value in state.tensors.items():
+        new = _OLD_DENSENET.sub(r"\1", key)
+        while (shorter := _WRAPPERS.sub("", new)) != new:
+            new = shorter
+        plain.tensors[new if new not in plain.tensors else key] = value
+    for key in [key for key in plain.tensors if key.endswith("_mask")]:
+        masked = key.removesuffix("_mask")
+        if f"{masked}_orig" in plain.tensors and masked not in plain.tensors:
+            plain.tensors[masked] = plain.tensors.pop(f"{masked}_orig")
+            plain.masks[masked] = plain.tensors.pop(key)
+    return plain
+
+
+def _places(state: _StateDict, trunk: set[str]) -> Iterator[_Place]:
+    """Find the prefixes under which tensors of the trunk are."""
+    counts: Counter[str] = Counter()
+    for key in state.tensors:
+        start = 0
+        while True:
+            if key[start:] in trunk:
+                counts[key[:start]] += 1
+            start = key.find(".", start) + 1
+            if not start:
+                break
+    for prefix, count in counts.items():
+        yield _Place(state, prefix, count)
+
+
+def _other_namings(model: nn.Module, trunk_children: tuple[str, ...]) -> Iterator[dict[str, str]]:
+    """Give the names that parts of a backbone have when they are saved without it.
+
+    Yields:
+        The backbone's names, by those in the file.
+    """
+    own = list(model.state_dict())
+    # A sequence of its children has numbers in place of their names.
+    numbers = {child: str(number) for number, (child, _) in enumerate(model.named_children())}
+    yield {".".join((numbers[k.split(".")[0]], *k.split(".")[1:])): k for k in own}
+    if len(trunk_children) == 1:  # The trunk is one child, and may be saved alone.
+        child = f"{trunk_children[0]}."
+        yield {key.removeprefix(child): key for key in own if key.startswith(child)}
+
+
+def _renamed(place: _Place, naming: Mapping[str, str]) -> _Place:
+    """Give the tensors at a place the backbone's names."""
+
+    def ours(key: str) -> str:
+        name = key.removeprefix(place.prefix)
+        return place.prefix + naming.get(name, name) if key.startswith(place.prefix) else key
+
+    old = place.state
+    new = _StateDict(
+        old.path,
+        {ours(key): value for key, value in old.tensors.items()},
+        old.others,
+        {ours(key): value for key, value in old.masks.items()},
+    )
+    return _Place(new, place.prefix, place.count)
+
+
+def _choose(
+    places: list[_Place],
+    trunk: set[str],
+    own: Mapping[str, Tensor],
+    name: str,
+    source: str,
+    average: bool,
+) -> tuple[_Place, list[str]]:
+    """Choose the one place to take the weights from, and say what was chosen."""
+    averages = [place for place in places if place.is_average]
+    trained = [place for place in places if not place.is_average]
+    if average and not averages:
+        raise CheckpointError(f"{source} holds no moving average of its weights; leave --ema out.")
+    chosen = averages if average or not trained else trained
+    usual = [place for place in chosen if place.is_usual]
+    first = usual[0] if len(usual) == 1 else chosen[0]
+    others = [place for place in chosen if place is not first]
+    others = [place for place in others if not _same_tensors(first, place, trunk, own)]
+    if others and len(usual) != 1:
+        raise CheckpointError(
+            f"{source} holds weights of {name} more than once, under '{first.label}' and "
+            f"'{others[0].label}'; save those to use alone."
+        )
+    notes = []
+    if first.is_average:
+        notes.append("the moving average of the weights")
+        if first.label:
+            notes[-1] += f" ('{first.label}')"
+        if trained:
+            notes[-1] += ", as asked"
+    elif averages:
+        notes.append(f"the weights as trained, not their moving average ('{averages[0].label}')")
+    if others:
+        notes.append(f"those of '{first.label}', not of '{others[0].label}'")
+    if first.prefix and not first.is_average:
+        notes.append(f"found under '{first.prefix}'")
+    beside = sorted(
+        key
+        for key in first.state.tensors
+        if not key.startswith(first.prefix) and not key.endswith(_AVERAGED_COUNT)
+    )
+    if beside:
+        notes.append(f"without {len(beside)} others such as '{beside[0]}'")
+    return first, notes
+
+
+def _same_tensors(one: _Place, other: _Place, trunk: set[str], own: Mapping[str, Tensor]) -> bool:
+    """Whether two places hold the same numbers, as where a network is registered twice."""
+    for key in trunk:
+        a, b = one.state.tensors[one.prefix + key], other.state.tensors[other.prefix + key]
+        if a.shape != b.shape or a.dtype != b.dtype:
+            return False
+        # A tensor may claim any number of elements; what is larger than the network's is refused.
+        if a.numel() > own[key].numel() or _unusable_kind(a) or _unusable_kind(b):
+            return False
+        if not torch.equal(a, b):
+            return False
+    return True
+
+
+def _take(place: _Place, notes: list[str], model: nn.Module, name: str, source: str) -> Found:
+    """Take the weights from their place, and check them."""
+    own, state = model.state_dict(), place.state
+    found = {
+        key.removeprefix(place.prefix): value
+        for key, value in state.tensors.items()
+        if key.startswith(place.prefix) and not key.endswith(_AVERAGED_COUNT)
+    }
+    for key, value in list(found.items()):
+        if key.endswith(COUNTER) and (key not in own or value.shape != own[key].shape):
+            del found[key]
+    foreign = sorted(set(found) - set(own))
+    trunk_children = backbone(name).trunk_children
+    children = {child for child, _ in model.named_children()}
+    head_children = children - set(trunk_children)
+    for key in foreign:
+        if key.split(".")[0] not in head_children:
+            _refuse_foreign_names([state], name, source)
+            raise CheckpointError(
+                f"{source} has a tensor '{place.prefix}{key}' that {name} lacks; give the file's "
+                "own --model."
+            )
+    _check_stem(model, {key: found[key] for key in own if key in found}, name, source)
+    reason = _drop_classifier(found, foreign, own, name)
+    tensors = {key: found[key] for key in own if key in found}
+    masks = {
+        key: mask for key in tensors if (mask := state.masks.get(place.prefix + key)) is not None
+    }
+    tensors = _checked(tensors, masks, own, name, source)
+    if masks:
+        notes.append(f"{len(masks)} pruning masks applied")
+    if reason:
+        classes = len(own[f"{backbone(name).classifier}.weight"])
+        notes.append(f"classifier drawn anew ({classes} classes), as the file {reason}")
+    return Found(tensors, tuple(notes), has_classifier=not reason)
+
+
+def _drop_classifier(
+    found: dict[str, Tensor], foreign: list[str], own: Mapping[str, Tensor], name: str
+) -> str:
+    """Take out of `found` what cannot be used behind the trunk; say why, or "" if all can."""
+    spec = backbone(name)
+    weight, bias = f"{spec.classifier}.weight", f"{spec.classifier}.bias"
+    head = [key for key in own if key.split(".")[0] not in spec.trunk_children]
+    reason, dropped = "", [weight, bias]
+    if not any(key in found for key in head) and not foreign:
+        reason, dropped = "has none", head
+    elif foreign or any(key not in found for key in head if key not in dropped):
+        reason, dropped = "has other layers there", head
+    elif weight not in found:
+        reason = "has none"
+    elif found[weight].dim() != own[weight].dim():
+        reason, dropped = "has other layers there", head
+    elif len(found[weight]) != len(own[weight]):
+        reason = f"has {len(found[weight])}"
+    elif bias not in found:
+        reason = "has no bias for it"
+    if reason:
+        for key in dropped:
+            found.pop(key, None)
+    return reason
+
+
+def _checked(
+    tensors: dict[str, Tensor],
+    masks: dict[str, Tensor],
+    own: Mapping[str, Tensor],
+    name: str,
+    source: str,
+) -> dict[str, Tensor]:
+    """Apply masks; refuse numbers of another kind, and such as are not finite."""
+    unusable: list[str] = []
+    for key, value in tensors.items():
+        for part in (value, masks.get(key)):
+            if part is not None and (kind := _unusable_kind(part)):
+                raise CheckpointError(
+                    f"Tensor '{key}' of {source} is {kind} where {name} has plain numbers; save a "
+                    "state dict of dense tensors."
+                )
+        if key.endswith(COUNTER):
+            continue
+        if not value.is_floating_point():
+            kind = str(value.dtype).removeprefix("torch.")
+            raise CheckpointError(
+                f"Tensor '{key}' of {source} is of {kind} where {name} has floating-point numbers; "
+                "give a state dict of such."
+            )
+        # A tensor may claim any number of elements; too many are refused for their shape, later.
+        if value.numel() > own[key].numel():
+            continue
+        if key in masks:
+            if masks[key].shape != value.shape:
+                raise CheckpointError(
+                    f"The pruning mask of '{key}' in {source} has another shape than the tensor; "
+                    "call torch.nn.utils.prune.remove on each layer before saving."
+                )
+            tensors[key] = value = value * masks[key].to(value.dtype)
+        # As the network will have it: a double may be too large for it.
+        if not torch.isfinite(value.to(own[key].dtype)).all():
+            unusable.append(key)
+    if unusable:
+        named = ", ".join(f"'{key}'" for key in unusable[:3])
+        more = f" and {len(unusable) - 3} more" if len(unusable) > 3 else ""
+        raise CheckpointError(
+            f"{source} has numbers that are not finite (NaN or infinity) in {named}{more}; give "
+            "weights from before the training diverged."
+        )
+    return tensors
+
+
+def _unusable_kind(tensor: Tensor) -> str:
+    """What a tensor is that cannot be copied into a network, or ""."""
+    if tensor.is_nested or tensor.layout != torch.strided:
+        return "sparse"
+    if tensor.is_meta:
+        return "without values (on the meta device)"
+    if tensor.is_quantized:
+        return "quantised"
+    if tensor.is_complex():
+        return "complex"
+    return ""
+
+
+def _check_stem(model: nn.Module, found: Mapping[str, Tensor], name: str, source: str) -> None:
+    """Name the cause where the first convolution is for other images."""
+    first, conv = next((n, m) for n, m in model.named_modules() if isinstance(m, nn.Conv2d))
+    weight = found.get(f"{first}.weight")
+    if weight is None or weight.dim() != 4:
+        return
+    if weight.shape[1] != conv.in_channels:
+        plural = "channel" if weight.shape[1] == 1 else "channels"
+        grey = " (grey images)" if weight.shape[1] == 1 else ""
+        remedy = (
+            "give weights of colour images, in which grey ones are shown, too"
+            if weight.shape[1] == 1
+            else "give weights of colour images"
+        )
+        raise CheckpointError(
+            f"The first convolution of {source} ('{first}.weight') is for images of "
+            f"{weight.shape[1]} {plural}{grey}, where {name} takes {conv.in_channels}; {remedy}."
+        )
+    if weight.shape[2:] != conv.weight.shape[2:]:
+        theirs, ours = (
+            f"{shape[0]} x {shape[1]}" for shape in (weight.shape[2:], conv.weight.shape[2:])
+        )
+        small = weight.shape[2] < conv.weight.shape[2]
+        raise CheckpointError(
+            f"The first convolution of {source} ('{first}.weight') is {theirs}"
+            f"{', as in networks for small images such as CIFAR' if small else ''}, where {name} "
+            f"has {ours}; give weights of a {name} whose first convolution is {ours}."
+        )
+
+
+def _refuse_foreign_names(states: Iterable[_StateDict], name: str, source: str) -> None:
+    """Say whose names a state dict has, where they are known."""
+    for whose, pattern in _OTHERS_NAMES:
+        for state in states:
+            if key := next((key for key in state.tensors if pattern.search(key)), None):
+                raise CheckpointError(
+                    f"{source} looks like {whose} ('{key}'), which name and lay out their tensors "
+                    f"otherwise than {name} does here; give a state dict of torchvision's network."
+                )
+
+
+def _explain(
+    states: list[_StateDict],
+    best: _Place | None,
+    trunk: set[str],
+    model: nn.Module,
+    name: str,
+    source: str,
+) -> NoReturn:
+    """Say why no place has all tensors of the trunk."""
+    prefix = best.prefix if best else ""
+    state = best.state if best else max(states, key=lambda state: len(state.tensors))
+    found = {key: state.tensors[prefix + key] for key in trunk if prefix + key in state.tensors}
+    if len(found) > len(trunk) / 2:
+        _check_stem(model, found, name, source)
+    else:
+        _refuse_foreign_names(states, name, source)
+    if key := next((key for key in state.tensors if "parametrizations." in key), None):
+        raise CheckpointError(
+            f"{source} keeps weights in parametrised form ('{key}'); call "
+            "torch.nn.utils.parametrize.remove_parametrizations on each layer before saving."
+        )
+    missing = [key for key in model.state_dict() if key in trunk and key not in found]
+    if prefix + missing[0] in state.others:
+        raise CheckpointError(
+            f"{source} holds something else than a tensor under '{prefix}{missing[0]}'; save the "
+            "model's state_dict() in it, with torch.save."
+        )
+    raise CheckpointError(
+        f"{source} has no tensor '{prefix}{missing[0]}', so it is no {name}; give the file's own "
+        "--model."
+    )
