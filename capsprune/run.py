@@ -18,8 +18,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from capsprune.bounds import Amount, Name, Seed, check_plain, cut, what_is_wrong
 from capsprune.errors import RunError
 from capsprune.files import (
+    BadFileError,
     discard,
     flush,
     holding,
@@ -30,6 +32,7 @@ from capsprune.files import (
     remove_partials,
     write_text,
 )
+from capsprune.summaries import check_summary
 
 StageName = Literal["baseline", "pruned", "caps", "linear", "onnx", "profile", "analysis"]
 
@@ -57,6 +60,9 @@ _MADE_FROM: dict[StageName, StageName] = {
 #: Stages that leave one JSON file; the others leave a folder.
 _FILES: tuple[StageName, ...] = ("profile", "analysis")
 
+#: Characters of a run's name: files beside its folder have longer ones.
+_LONGEST_NAME = 200
+
 _RUN_FILE = "run.json"
 _SPLIT_FILE = "split.json"
 _WORK = ".work"
@@ -77,24 +83,25 @@ _PACKAGES = (
 class StageRecord(BaseModel):
     """What a finished stage was asked for and what came of it."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
     options: dict[str, Any]
     #: Id of what it was made from, and of what it made.
-    parent: str | None
-    id: str
-    finished: str
-    seconds: float
+    parent: Name | None
+    id: Name
+    finished: Name
+    seconds: Amount
+    #: As `capsprune.summaries` has it for the stage.
     summary: dict[str, Any]
 
 
 class _RunRecord(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
     format: Literal[1] = 1
-    created: str
-    seed: int
-    versions: dict[str, str]
+    created: Name
+    seed: Seed
+    versions: dict[Name, Name]
     stages: dict[StageName, StageRecord] = Field(default_factory=dict)
 
 
@@ -287,7 +294,8 @@ class Run:
             remove_partials(folder)
         for stage in STAGES:
             try:
-                commit = _Commit.model_validate_json(read_text(self.work(stage) / _COMMIT))
+                commit = _Commit.model_validate(check_plain(read_json(self.work(stage) / _COMMIT)))
+                check_summary(stage, commit.record.summary)
             except (OSError, ValueError):
                 pass
             else:
@@ -337,9 +345,18 @@ class Run:
         )
 
     def read_split(self) -> str | None:
-        """Give the run's split of its data set, as JSON, if one was drawn."""
+        """Give the run's split of its data set, as JSON, if one was drawn.
+
+        Raises:
+            RunError: if the file is no text.
+        """
         path = self.directory / _SPLIT_FILE
-        return path.read_text(encoding="utf-8") if path.is_file() else None
+        try:
+            return read_text(path)
+        except FileNotFoundError:
+            return None
+        except BadFileError as error:
+            raise _damaged(path, f"it {error}") from error
 
     def write_split(self, split: str) -> None:
         """Note the run's split of its data set."""
@@ -468,10 +485,10 @@ def check_name(name: str, what: str = "run") -> None:
     Raises:
         RunError: if it cannot.
     """
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+    if len(name) > _LONGEST_NAME or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise RunError(
-            f"'{name}' is no name for a {what}; use letters, digits, '.', '_' and '-', beginning "
-            "with a letter or a digit."
+            f"'{cut(name)}' is no name for a {what}; use at most {_LONGEST_NAME} letters, digits, "
+            "'.', '_' and '-', beginning with a letter or a digit."
         )
 
 
@@ -481,12 +498,28 @@ def _directory(runs_dir: Path, name: str) -> Path:
 
 
 def _read_record(directory: Path) -> _RunRecord:
+    """Read what is known of a run.
+
+    Raises:
+        RunError: if it is damaged, in any way in which a reader could not rely on it.
+    """
+    path, where = directory / _RUN_FILE, ""
     try:
-        return _RunRecord.model_validate_json((directory / _RUN_FILE).read_text(encoding="utf-8"))
-    except (ValidationError, UnicodeDecodeError) as error:
-        raise RunError(
-            f"{directory / _RUN_FILE} is damaged; give another --run, or remove that folder."
+        record = _RunRecord.model_validate(check_plain(read_json(path)))
+        for stage, done in record.stages.items():
+            where = f"{stage}: "
+            check_summary(stage, done.summary)
+    except ValidationError as error:
+        raise _damaged(path, where + what_is_wrong(error)) from error
+    except ValueError as error:
+        raise _damaged(
+            path, f"it {error}" if isinstance(error, BadFileError) else str(error)
         ) from error
+    return record
+
+
+def _damaged(path: Path, reason: str) -> RunError:
+    return RunError(f"{path} is damaged ({reason}); give another --run, or remove that folder.")
 
 
 @functools.cache

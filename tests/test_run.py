@@ -12,6 +12,50 @@ from capsprune.errors import RunError
 from capsprune.files import write_text
 from capsprune.run import STAGES, StageName, list_runs, open_run, read_run
 
+NETWORK = {"model": "tiny", "data": "digits", "forward_macs": 1, "parameters": 1, "frozen": False}
+ONNX = {
+    "path": "model.onnx",
+    "bytes": 1,
+    "opset": 18,
+    "inline": False,
+    "inputs": {"image": ["batch", 3, 8, 8]},
+    "outputs": {"poses": ["batch", 3]},
+    "batches": [1],
+    "max_abs_difference": 0.0,
+    "top1_agreement": 1.0,
+}
+MEASUREMENT = {
+    "variant": "a",
+    "provider": "cpu",
+    "batch": 1,
+    "latency_ms": 1.0,
+    "latency_ms_p25": 1.0,
+    "latency_ms_p75": 1.0,
+    "routing_share": None,
+}
+COSTS = {"forward_macs": 1, "parameters": 1, "file_bytes": 1}
+PROFILE = {"variants": {"a": COSTS}, "measurements": [MEASUREMENT]}
+ANALYSIS = {
+    "model": "tiny",
+    "data": "digits",
+    "images": 1,
+    "bottleneck_entropy": 0.5,
+    "active_share": 0.5,
+    "primary_length": 0.5,
+    "never_active": 0,
+    "never_active_share": 0.0,
+    "primary_capsules": 1,
+    "coupling_entropy": [1.0],
+    "agreement_true": [1.0],
+    "agreement_other": [None],
+    "robustness": [{"distortion": "none", "amount": 0, "unit": "", "capsules": 0.5}],
+}
+SUMMARIES = dict.fromkeys(STAGES, NETWORK) | {
+    "onnx": ONNX,
+    "profile": PROFILE,
+    "analysis": ANALYSIS,
+}
+
 
 def make(run, stage: StageName, *, id: str, parent=None, overwrite=False, **options):
     """Do a stage as the pipeline does, leaving a folder with its id in it."""
@@ -21,7 +65,9 @@ def make(run, stage: StageName, *, id: str, parent=None, overwrite=False, **opti
     result = work / "result"
     result.mkdir()
     (result / "id").write_text(id)
-    run.commit(stage, result, id=id, options=options, parent=parent, seconds=1.0, summary={"a": 1})
+    run.commit(
+        stage, result, id=id, options=options, parent=parent, seconds=1.0, summary=SUMMARIES[stage]
+    )
     return True
 
 
@@ -236,7 +282,15 @@ def test_a_stage_is_noted_as_done_when_all_of_it_is_on_the_disk(
     with open_run(runs, "r", create=True) as run:
         for content in ("first", "second"):
             result = leave_result(run.begin(stage, {}, None), stage, content)
-            run.commit(stage, result, id=content, options={}, parent=None, seconds=1, summary={})
+            run.commit(
+                stage,
+                result,
+                id=content,
+                options={},
+                parent=None,
+                seconds=1,
+                summary=SUMMARIES[stage],
+            )
         with open_run(runs, "other", create=True) as other:
             if run.path(stage).is_dir():
                 other.adopt(stage, run)
@@ -278,7 +332,7 @@ def commit_and_die(root: Path, stage: StageName, step: int) -> int:
                 options={"epochs": 2},
                 parent=None,
                 seconds=1,
-                summary={},
+                summary=SUMMARIES[stage],
             )
             left = 10**9  # what comes after is no part of it
     finally:
@@ -305,7 +359,7 @@ def test_a_commit_that_is_killed_at_any_step_leaves_the_old_result_or_the_new_on
                 result = leave_result(run.begin(stage, {"epochs": 1}, None), stage, "old")
                 run.commit(
                     stage, result, id="old", options={"epochs": 1}, parent=None, seconds=1,
-                    summary={},
+                    summary=SUMMARIES[stage],
                 )  # fmt: skip
             else:
                 run.begin(stage, {"epochs": 1}, None)
@@ -396,3 +450,118 @@ def test_a_run_that_was_left_before_anything_was_begun_leaves_nothing_in_the_end
     with open_run(tmp_path, "r", create=True):
         assert (tmp_path / "r" / ".lock").exists()
     assert list(tmp_path.iterdir()) == []
+
+
+def replaced(content, path, value):
+    """Put a value in its place in parsed JSON; a key that is None takes what there is away."""
+    *before, last = path
+    for key in before:
+        content = content[key]
+    if value is GONE:
+        del content[last]
+    else:
+        content[last] = value
+
+
+GONE = object()
+BASELINE, PROFILED, ANALYSED = (
+    ("stages", stage, "summary") for stage in ("baseline", "profile", "analysis")
+)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("seed",), 10**15),
+        (("seed",), 10**30),
+        (("seed",), -1),
+        (("seed",), "0"),
+        (("created",), "x" * 10**6),
+        (("versions",), ["1"]),
+        (("stages",), []),
+        (("stages", "else"), {}),
+        (("stages", "baseline"), None),
+        (("stages", "baseline", "seconds"), float("nan")),
+        (("stages", "baseline", "seconds"), -1.0),
+        (("stages", "baseline", "id"), 3),
+        (("stages", "baseline", "options"), [1]),
+        (("stages", "baseline", "options", "epochs"), 1e308),
+        (BASELINE, None),
+        (BASELINE, {}),
+        (BASELINE, []),
+        ((*BASELINE, "model"), GONE),
+        ((*BASELINE, "model"), 5),
+        ((*BASELINE, "model"), "x" * 10**7),
+        ((*BASELINE, "data"), None),
+        ((*BASELINE, "data_root"), 5),
+        ((*BASELINE, "data_root"), "nul\0"),
+        ((*BASELINE, "accuracy"), None),
+        ((*BASELINE, "accuracy"), 1.5),
+        ((*BASELINE, "accuracy"), "much"),
+        ((*BASELINE, "forward_macs"), 1e308),
+        ((*BASELINE, "forward_macs"), True),
+        ((*BASELINE, "epochs"), 10**9),
+        ((*BASELINE, "energy_joules"), -1.0),
+        ((*BASELINE, "later"), 1e300),
+        ((*BASELINE, "later"), "x" * 10**6),
+        ((*BASELINE, "later"), [[[[[[[[[[]]]]]]]]]]),
+        ((*BASELINE, "later"), [0] * 1_100_000),
+        (("stages", "caps", "summary", "frozen"), "no"),
+        (("stages", "caps", "summary", "frozen"), GONE),
+        (("stages", "onnx", "summary", "bytes"), GONE),
+        (("stages", "onnx", "summary", "inputs"), {"image": 3}),
+        ((*PROFILED, "measurements"), []),
+        ((*PROFILED, "measurements"), [{}]),
+        ((*PROFILED, "measurements", 0), "fast"),
+        ((*PROFILED, "measurements", 0, "latency_ms"), None),
+        ((*PROFILED, "variants"), {}),
+        ((*PROFILED, "variants", "b"), COSTS),
+        ((*PROFILED, "variants", "a"), []),
+        ((*ANALYSED, "coupling_entropy"), 1),
+        ((*ANALYSED, "coupling_entropy"), [0.0] * 1000),
+        ((*ANALYSED, "robustness"), [1]),
+        ((*ANALYSED, "robustness", 0, "capsules"), "good"),
+        ((*ANALYSED, "never_active"), GONE),
+    ],
+)
+def test_a_record_on_which_nobody_can_rely_is_damaged(whole, path, value):
+    content = json.loads(whole.read_text())
+    replaced(content, path, value)
+    whole.write_text(json.dumps(content))
+    with pytest.raises(RunError, match=r"run\.json is damaged \(.*\); give another --run") as error:
+        read_run(whole.parent.parent, "r")
+    assert "\n" not in str(error.value) and len(str(error.value)) < 500 + len(str(whole))
+
+
+@pytest.fixture
+def whole(tmp_path):
+    """The run.json of a run with some stages."""
+    with open_run(tmp_path, "r", create=True) as run:
+        make(run, "baseline", id="b1", epochs=2)
+        make(run, "pruned", id="p1", parent="b1")
+        make(run, "caps", id="c1", parent="p1")
+        make(run, "onnx", id="o1", parent="c1")
+        make(run, "profile", id="q1", parent="o1")
+        make(run, "analysis", id="a1", parent="c1")
+    return tmp_path / "r" / "run.json"
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"[" * 10**6, b"null", b"[]", b"NaN"])
+def test_a_run_file_that_is_no_record_is_damaged(whole, content):
+    whole.write_bytes(content)
+    with pytest.raises(RunError, match="is damaged"):
+        read_run(whole.parent.parent, "r")
+
+
+def test_what_a_later_version_adds_and_a_meter_lacks_is_read(whole):
+    content = json.loads(whole.read_text())
+    summary = content["stages"]["baseline"]["summary"]
+    summary |= {"later": [1, {"a": None}], "energy_joules": None, "loss": None}
+    whole.write_text(json.dumps(content))
+    assert read_run(whole.parent.parent, "r").stages["baseline"].summary == summary
+
+
+@pytest.mark.parametrize("name", ["x" * 201, "", "a/b", "nul\0", "-a"])
+def test_what_is_no_name_for_a_run_is_refused(tmp_path, name):
+    with pytest.raises(RunError, match="is no name for a run"):
+        read_run(tmp_path, name)

@@ -49,7 +49,12 @@ def print_checkpoint(title: str, summary: Summary, path: str, seconds: float) ->
     if "weights" in summary:
         rows.append(("starting weights", summary["weights"]))
     if "imported" in summary:
-        rows.append(("imported from", f"{summary['imported']}, {summary['classifier']}"))
+        rows.append(
+            (
+                "imported from",
+                ", ".join(summary[key] for key in ("imported", "classifier") if key in summary),
+            )
+        )
     if "flops_ratio" in summary:
         rows.append(("FLOPs that remain", percent(summary["flops_ratio"])))
     if "candidates" in summary:
@@ -58,7 +63,8 @@ def print_checkpoint(title: str, summary: Summary, path: str, seconds: float) ->
         rows.append(("before fine-tuning", percent(summary["accuracy_before_finetuning"])))
     rows.append(("test accuracy", percent(summary.get("accuracy"))))
     if "epochs" in summary:
-        rows.append(("epochs", f"{summary['epochs']} (kept number {summary['kept_epoch']})"))
+        kept = f" (kept number {summary['kept_epoch']})" if "kept_epoch" in summary else ""
+        rows.append(("epochs", f"{summary['epochs']}{kept}"))
     rows += _cost_rows(summary)
     rows += [("time", f"{seconds:.0f} s"), ("checkpoint", path)]
     _print_pairs(title, rows)
@@ -134,14 +140,14 @@ def print_analysis(analysis: Summary) -> None:
     }
     for title in columns:
         iterations.add_column(title, justify="right")
-    for index, row in enumerate(zip(*(analysis[key] for key in columns.values()), strict=True)):
+    for index, row in enumerate(zip(*(analysis[key] for key in columns.values()), strict=False)):
         iterations.add_row(str(index + 1), *(number(value, 4) for value in row))
     _print(iterations)
     _print_robustness(analysis["robustness"])
 
 
 def _print_robustness(rows: Sequence[Summary]) -> None:
-    compared = any(row["linear"] is not None for row in rows)
+    compared = any(row.get("linear") is not None for row in rows)
     table = _table("Accuracy on distorted images")
     table.add_column("distortion")
     for title in ("amount", "capsules", *(["linear"] if compared else [])):
@@ -154,7 +160,7 @@ def _print_robustness(rows: Sequence[Summary]) -> None:
             "" if row["distortion"] == before else row["distortion"],
             f"{row['amount']:g} {row['unit']}" if row["unit"] else "",
             percent(row["capsules"]),
-            *([percent(row["linear"])] if compared else []),
+            *([percent(row.get("linear"))] if compared else []),
         )
         before = row["distortion"]
     _print(table)
@@ -164,15 +170,15 @@ def _print_robustness(rows: Sequence[Summary]) -> None:
 _MEASURED: dict[str, Callable[[Summary], str]] = {
     "latency": lambda row: f"{row['latency_ms']:.2f} ms",
     "quartiles": lambda row: f"{row['latency_ms_p25']:.2f} to {row['latency_ms_p75']:.2f} ms",
-    "images/s": lambda row: number(row["images_per_second"], 0),
-    "peak memory": lambda row: _unit(row["peak_memory_mb"], "MB", 0),
+    "images/s": lambda row: number(row.get("images_per_second"), 0),
+    "peak memory": lambda row: _unit(row.get("peak_memory_mb"), "MB", 0),
     "in routing": lambda row: percent(row["routing_share"]),
     "kernel": lambda row: row.get("routing_kernel") or "no routing",
     # The same file with the portable function in the native kernel's place.
     "without it": lambda row: _if_native(row, _unit(row.get("portable_latency_ms"), "ms", 2)),
     "routing then": lambda row: _if_native(row, percent(row.get("portable_routing_share"))),
-    "GPU memory": lambda row: _unit(row["gpu_memory_mb"], "MB", 0),
-    "energy/image": lambda row: _unit(row["energy_joules_per_image"], "J", 4),
+    "GPU memory": lambda row: _unit(row.get("gpu_memory_mb"), "MB", 0),
+    "energy/image": lambda row: _unit(row.get("energy_joules_per_image"), "J", 4),
 }
 
 
@@ -403,7 +409,8 @@ def _cost_rows(summary: Summary) -> list[tuple[str, str]]:
         rows.append(
             (
                 "bottleneck, primary capsules",
-                f"S = {summary['bottleneck_channels']}, I = {summary['primary_capsules']}",
+                f"S = {summary.get('bottleneck_channels', NOT_AVAILABLE)}, "
+                f"I = {summary['primary_capsules']}",
             )
         )
     rows.append(("MACs of a forward pass", count(summary["forward_macs"])))

@@ -86,9 +86,25 @@ def architecture():
     return json.dumps({"data": {"image_size": 32, "class_names": list("0123456789")}})
 
 
+def exported(size):
+    return {
+        "path": "model.onnx",
+        "bytes": size,
+        "opset": 18,
+        "inline": False,
+        "inputs": {"image": ["batch", 3, 32, 32]},
+        "outputs": {"probabilities": ["batch", 10], "poses": ["batch", 10, 16]},
+        "batches": [1, 2, 5],
+        "max_abs_difference": 1e-7,
+        "top1_agreement": 1.0,
+    }
+
+
 def analysis(cell, capsules_lose=0.1, linear_lose=0.2):
     heads = {"capsules": capsules_lose, "linear": linear_lose}
     return {
+        "model": cell.backbone,
+        "data": "digits",
         "images": 2000,
         "bottleneck_entropy": 0.4 + 0.002 * cell.pruned,
         "active_share": 0.5,
@@ -128,7 +144,7 @@ def make_run(
         "pruned": training(cell, kept, "linear", flops_ratio=kept, accuracy_before_finetuning=0.3),
         "caps": training(cell, kept, "capsules", **sizes, **flags),
         "linear": training(cell, kept, "linear", **flags),
-        "onnx": {"bytes": round(8e6 * kept)},
+        "onnx": exported(round(8e6 * kept)),
         "analysis": analysis(cell),
     }
     parents = {"pruned": "baseline", "caps": "pruned", "linear": "pruned", "onnx": "caps",
