@@ -93,6 +93,7 @@ def fit_network(
             state_file=work / "training.pt",
             on_step=show_step,
             on_epoch=show_epoch,
+            on_damaged=progress.say,
         )
     if history.stopped_early:
         progress.say(f"{title} stopped after {len(history.epochs)} epochs without improvement")

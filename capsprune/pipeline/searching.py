@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from capsprune.backbones.registry import backbone
 from capsprune.backbones.trunk import trunk_of, trunk_output
 from capsprune.data.sources import DataSplits
 from capsprune.errors import StrategyError
-from capsprune.files import read_text, write_text
+from capsprune.files import read_json, read_text, write_text
 from capsprune.pipeline.prunable import Prunable
 from capsprune.pipeline.session import Session
 from capsprune.pipeline.stage import Stage
@@ -40,6 +41,7 @@ _DEFAULT_FLOPS = 0.5
 #: Steps of the search for the FLOPs that a latency allows: it is found to within 1 %.
 _LATENCY_STEPS = 6
 _MEASURED = "latency.json"
+_OWNER = "owner.txt"
 #: Options that change nothing before the fine-tuning: searches that differ by them alone are one.
 _AFTER_THE_SEARCH = frozenset({"epochs", "lr"})
 
@@ -158,10 +160,11 @@ def write_measured_flops(work: Path, options: PruneOptions, space: SearchSpace) 
 def read_measured_flops(work: Path, options: PruneOptions) -> float | None:
     """Read what an interrupted search for the same latency noted."""
     try:
-        noted = json.loads((work / _MEASURED).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        noted = read_json(work / _MEASURED)
+        latency, flops = float(noted["latency"]), float(noted["flops"])
+    except (OSError, ValueError, KeyError, TypeError):
         return None
-    return noted["flops"] if noted["latency"] == options.latency else None
+    return flops if latency == options.latency and 0 < flops <= 1 else None
 
 
 def bottleneck_of(network: Prunable, d1: int) -> Bottleneck:
@@ -294,13 +297,22 @@ def _open_study(options: PruneOptions, session: Session, stage: Stage, work: Pat
     name = f"capsprune-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
     if options.storage is None:
         return Study.local(work / "study.db", name)
-    owner = work / "owner.txt"
-    begun = owner.is_file()
-    if not begun:
-        write_text(owner, uuid.uuid4().hex)
+    begun = (work / _OWNER).exists()
+    owner = _read_owner(work)
+    if owner is None:
+        owner = uuid.uuid4().hex
+        write_text(work / _OWNER, owner)
     # A search that was interrupted goes on, even where it was to be done again.
-    anew = session.overwrite and not begun
-    return Study(options.storage, name, owner=read_text(owner).strip(), anew=anew)
+    return Study(options.storage, name, owner=owner, anew=session.overwrite and not begun)
+
+
+def _read_owner(work: Path) -> str | None:
+    """Read the name under which an interrupted search worked, if there was one."""
+    try:
+        owner = read_text(work / _OWNER).strip()
+    except (OSError, ValueError):
+        return None
+    return owner if re.fullmatch("[0-9a-f]{32}", owner) else None
 
 
 def _latency(network: nn.Module, image_size: int) -> float:

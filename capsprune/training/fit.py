@@ -6,7 +6,8 @@ import copy
 import io
 import math
 import time
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,6 +72,10 @@ class Images:
     transform: nn.Module
 
 
+class _DamagedState(ValueError):
+    """Why the state of a training cannot be used."""
+
+
 class TrainingDiverged(CapspruneError):
     """The loss is no number any more."""
 
@@ -87,6 +92,7 @@ def fit(
     state_file: Path | None = None,
     on_step: Callable[[int, int], None] | None = None,
     on_epoch: Callable[[Epoch], None] | None = None,
+    on_damaged: Callable[[str], None] | None = None,
 ) -> History:
     """Train a network, and leave it with the weights of the epoch that its schedule keeps.
 
@@ -104,6 +110,7 @@ def fit(
         state_file: where the state is kept while training; read if it is there already.
         on_step: called with the steps done and the steps in all.
         on_epoch: called after each epoch.
+        on_damaged: called with a sentence where `state_file` cannot be used.
 
     Raises:
         TrainingDiverged: if the loss becomes infinite or no number.
@@ -123,12 +130,16 @@ def fit(
     history = History()
     kept_weights: dict[str, Tensor] | None = None
     if state_file is not None and state_file.is_file():
-        state = torch.load(state_file, map_location=fabric.device, weights_only=True)
-        network.load_state_dict(state["network"])
-        optimizer.load_state_dict(state["optimizer"])
-        scheduler.load_state_dict(state["scheduler"])
-        history = History([Epoch(**epoch) for epoch in state["epochs"]], state["kept"])
-        kept_weights = state["kept_weights"]
+        parts = {"network": network, "optimizer": optimizer, "scheduler": scheduler}
+        try:
+            history, kept_weights = _load(state_file, parts, fabric.device)
+        except _DamagedState as error:
+            state_file.unlink()
+            if on_damaged:
+                on_damaged(
+                    f"What an interrupted training left in {state_file} is damaged ({error}), so "
+                    "the training starts again"
+                )
     save_again_at = 0.0
 
     for number in range(len(history.epochs), schedule.epochs):
@@ -213,6 +224,39 @@ def _out_of_patience(history: History, schedule: Schedule) -> bool:
     if schedule.patience is None or history.kept < 0:
         return False
     return len(history.epochs) - 1 - history.kept >= schedule.patience
+
+
+def _load(
+    path: Path, parts: Mapping[str, Any], device: torch.device
+) -> tuple[History, dict[str, Tensor] | None]:
+    """Take up a training where it was saved.
+
+    Raises:
+        _DamagedState: if the file is not what `_save` left for these parts, which stay as they are.
+    """
+    before = copy.deepcopy({name: part.state_dict() for name, part in parts.items()})
+    try:
+        with zipfile.ZipFile(path) as archive:  # torch does not look whether a byte has changed
+            if (name := archive.testzip()) is not None:
+                raise _DamagedState(f"{name} has changed")
+        state = torch.load(path, map_location=device, weights_only=True)
+        kept_weights = state["kept_weights"]
+        if kept_weights is not None:  # whether they fit
+            parts["network"].load_state_dict(kept_weights)
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
+        history = History([Epoch(**epoch) for epoch in state["epochs"]], state["kept"])
+        numbers = [epoch.epoch for epoch in history.epochs]
+        if numbers != list(range(len(numbers))) or history.kept not in (-1, *numbers):
+            raise _DamagedState("its epochs are not in order")
+        return history, kept_weights
+    except OSError:
+        raise
+    except Exception as error:  # Damaged bytes end in nearly any.
+        for name, part in parts.items():
+            part.load_state_dict(before[name])
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".:")
+        raise _DamagedState(reason) from error
 
 
 def _save(path: Path, state: dict[str, Any]) -> None:

@@ -1,4 +1,6 @@
+import io
 import math
+import zipfile
 from dataclasses import replace
 
 import pytest
@@ -128,6 +130,87 @@ def test_an_interrupted_training_ends_where_an_uninterrupted_one_does(
     assert 0 < done[0].epoch <= 2  # it went on, and did not begin anew
     assert timeless(history) == timeless(expected) and history.kept == expected.kept
     assert same(resumed, whole.state_dict())
+
+
+SHORT = replace(SCHEDULE, epochs=3)
+
+
+@pytest.fixture(scope="module")
+def interrupted(fabric, digits, tmp_path_factory):
+    """The state of a training that was interrupted, and what a whole one gives."""
+    state_file = tmp_path_factory.mktemp("interrupted") / "training.pt"
+
+    def interrupt(epoch):
+        if epoch.epoch == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fitted(fabric, digits, SHORT, state_file=state_file, on_epoch=interrupt)
+    return state_file.read_bytes(), *fitted(fabric, digits, SHORT)
+
+
+def _cut(content: bytes) -> bytes:
+    return content[: len(content) // 2]
+
+
+def _changed(content: bytes) -> bytes:
+    """One bit of the weights is another."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        weights = archive.read(next(n for n in archive.namelist() if n.endswith("data/0")))
+    place = content.index(weights)
+    return content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
+
+
+def _saved(change):
+    def edit(content: bytes) -> bytes:
+        state = torch.load(io.BytesIO(content), weights_only=True)
+        buffer = io.BytesIO()
+        torch.save(change(state), buffer)
+        return buffer.getvalue()
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: b"",
+        _cut,
+        lambda content: content[:-1],
+        lambda content: b"\x80\x04half",
+        lambda content: bytes(len(content)),
+        _changed,
+        _saved(lambda state: []),
+        _saved(lambda state: {"network": state["network"]}),
+        _saved(lambda state: {**state, "network": {}}),
+        _saved(lambda state: {**state, "optimizer": {"state": {}, "param_groups": []}}),
+        _saved(lambda state: {**state, "scheduler": 1}),
+        _saved(lambda state: {**state, "epochs": [{"epoch": 0}]}),
+        _saved(lambda state: {**state, "epochs": state["epochs"][1:]}),
+        _saved(lambda state: {**state, "kept": 99}),
+        _saved(lambda state: {**state, "kept_weights": {"x": torch.zeros(1)}}),
+    ],
+)
+def test_a_damaged_state_is_told_and_the_training_starts_again(
+    fabric, digits, interrupted, tmp_path, damage
+):
+    content, whole, expected = interrupted
+    state_file = tmp_path / "training.pt"
+    state_file.write_bytes(damage(content))
+    told, done = [], []
+    network, history = fitted(
+        fabric,
+        digits,
+        SHORT,
+        state_file=state_file,
+        on_epoch=done.append,
+        on_damaged=told.append,
+    )
+    (sentence,) = told
+    assert str(state_file) in sentence and sentence.endswith("the training starts again")
+    assert "\n" not in sentence
+    assert [epoch.epoch for epoch in done] == [0, 1, 2]
+    assert same(network, whole.state_dict()) and timeless(history) == timeless(expected)
 
 
 def test_an_interruption_within_an_epoch_is_made_up_for(fabric, digits, tmp_path):
