@@ -110,7 +110,8 @@ def _op_library() -> Finding:
 
 
 def _data() -> list[Finding]:
-    from capsprune.data.sources import FASHION_SYSTEM_FOLDER, default_root
+    from capsprune.data.published import FASHION_SYSTEM_FOLDER
+    from capsprune.data.sources import default_root
 
     root = default_root()
     findings = [

@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-import tarfile
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from capsprune.data.decoding import Decoding
-from capsprune.data.download import checksum, fetch, unpack_zip
-from capsprune.data.fingerprints import digest_files, label_bytes
+from capsprune.data.download import unpack_zip
+from capsprune.data.fingerprints import digest_files
 from capsprune.data.folders import (
     ImageFolder,
     is_tiny_imagenet,
     scan_image_folder,
     scan_tiny_imagenet,
 )
-from capsprune.data.formats import parse_cifar, read_idx
 from capsprune.data.images import FileImages, ImageSet, TensorImages
 from capsprune.data.names import (
     DATA_SETS,
@@ -36,11 +31,12 @@ from capsprune.data.names import (
     known_data_set,
     written_path,
 )
+from capsprune.data.published import read_cifar, read_digits, read_fashion
+from capsprune.data.source import Request, Source, fetch_once, locked
 from capsprune.data.splits import Split, draw_split
 from capsprune.data.survey import ClassFiles, Progress, decode_all, survey, verify
 from capsprune.data.walk import listed
 from capsprune.errors import DataError
-from capsprune.files import BadFileError, holding, make_folder, read_bytes
 
 __all__ = ["DATA_SETS", "DataSplits", "ImageSet", "default_root", "load_data"]
 
@@ -80,39 +76,6 @@ class DataSplits:
     def num_classes(self) -> int:
         """C, the number of classes."""
         return len(self.class_names)
-
-
-@dataclass(frozen=True)
-class _Request:
-    name: str
-    root: Path
-    image_size: int
-    download: bool
-    progress: Progress | None
-    #: How files are to become pixels where no split says it.
-    decoding: Decoding
-    split: Split | None
-
-
-@dataclass(frozen=True)
-class _Source:
-    """A data set before it is split. The shares say what to carve where a set is None.
-
-    `noted` are fields of the split on how files were read; `older_fingerprint` is what older
-    versions took for the fingerprint.
-    """
-
-    class_names: tuple[str, ...]
-    native_size: int
-    fingerprint: str
-    pool: ImageSet
-    validation: ImageSet | None
-    test: ImageSet | None
-    validation_share: float
-    test_share: float = 0.2
-    older_fingerprint: str | None = None
-    noted: dict[str, Any] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
 
 
 def default_root() -> Path:
@@ -175,9 +138,7 @@ def load_data(
             )
         name = folder_data_set(root)
     decoding = Decoding(value_range, background or DEFAULT_BACKGROUND)
-    request = _Request(
-        name, root or default_root(), image_size, download, progress, decoding, split
-    )
+    request = Request(name, root or default_root(), image_size, download, progress, decoding, split)
     source = _READERS[data_set_kind(name)](request)
     check_class_names(source.class_names, name)
     if split is None:
@@ -228,7 +189,7 @@ def _missing_classes(class_names: tuple[str, ...], parts: dict[str, ImageSet]) -
             )
 
 
-def _draw(name: str, source: _Source, seed: int, part: float) -> Split:
+def _draw(name: str, source: Source, seed: int, part: float) -> Split:
     own = {"validation": source.validation, "test": source.test}
     split = draw_split(
         source.pool.labels.numpy(),
@@ -243,252 +204,6 @@ def _draw(name: str, source: _Source, seed: int, part: float) -> Split:
     return split.model_copy(update=source.noted)
 
 
-# Digits
-
-
-def _read_digits(request: _Request) -> _Source:
-    from sklearn.datasets import load_digits  # takes a second to import
-
-    digits = load_digits()
-    pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)
-    pool = _tensor_images(pixels[:, None], digits.target)
-    return _Source(
-        class_names=tuple(str(digit) for digit in range(10)),
-        native_size=8,
-        fingerprint=_pixel_fingerprint(pool),
-        pool=pool,
-        validation=None,
-        test=None,
-        validation_share=0.1,
-        test_share=0.2,
-    )
-
-
-# Fashion-MNIST
-
-_FASHION_CLASSES = (
-    "T-shirt/top",
-    "Trouser",
-    "Pullover",
-    "Dress",
-    "Coat",
-    "Sandal",
-    "Shirt",
-    "Sneaker",
-    "Bag",
-    "Ankle boot",
-)
-_FASHION_FILES = (
-    "train-images-idx3-ubyte",
-    "train-labels-idx1-ubyte",
-    "t10k-images-idx3-ubyte",
-    "t10k-labels-idx1-ubyte",
-)
-FASHION_SYSTEM_FOLDER = Path("/usr/share/datasets/fashion-mnist")
-"""Where Debian's package dataset-fashion-mnist puts the files."""
-
-
-def _read_fashion(request: _Request) -> _Source:
-    files = _find_fashion(request.root) or _download_fashion(request)
-    sets = []
-    for images_file, labels_file in (files[:2], files[2:]):
-        pixels, labels = read_idx(images_file, 3), read_idx(labels_file, 1)
-        if not pixels.size or len(pixels) != len(labels) or labels.max() >= len(_FASHION_CLASSES):
-            raise DataError(
-                f"Files {images_file} and {labels_file} do not belong together "
-                f"({len(pixels)} images, {len(labels)} labels) or hold unknown classes: "
-                f"replace both by whole copies of Fashion-MNIST."
-            )
-        sets.append(_tensor_images(pixels[:, None], labels))
-    pool, test = sets
-    if pool.storage.shape[2:] != test.storage.shape[2:]:
-        raise DataError(
-            f"The images of {files[0]} and {files[2]} differ in size: "
-            f"replace both by whole copies of Fashion-MNIST."
-        )
-    return _Source(
-        class_names=_FASHION_CLASSES,
-        native_size=pool.storage.shape[-1],
-        fingerprint=_pixel_fingerprint(pool, test),
-        pool=pool,
-        validation=None,
-        test=test,
-        validation_share=0.1,
-    )
-
-
-def _find_fashion(root: Path) -> list[Path] | None:
-    folders = (
-        root,
-        root / "fashion-mnist",
-        root / "FashionMNIST" / "raw",
-        FASHION_SYSTEM_FOLDER,
-    )
-    for folder in folders:
-        found = [
-            next((path for path in (folder / f"{file}.gz", folder / file) if path.is_file()), None)
-            for file in _FASHION_FILES
-        ]
-        files = [path for path in found if path is not None]
-        if len(files) == len(_FASHION_FILES):
-            return files
-    return None
-
-
-def _download_fashion(request: _Request) -> list[Path]:
-    from torchvision.datasets import FashionMNIST  # knows the addresses and checksums
-
-    folder = request.root / "fashion-mnist"
-    sums = dict(FashionMNIST.resources)
-    files = [folder / f"{file}.gz" for file in _FASHION_FILES]
-    for file in files:
-        if not file.is_file():
-            url = FashionMNIST.mirrors[0] + file.name
-            _fetch(request, url, file, sums[file.name])
-    return files
-
-
-# CIFAR
-
-
-@dataclass(frozen=True)
-class Cifar:
-    """Where a CIFAR data set is and how its binary version is laid out.
-
-    Attributes:
-        url: of the archive.
-        md5: of the archive.
-        folder: name of the folder in the archive.
-        train_files: names of the files of training records.
-        test_file: name of the file of test records.
-        names_file: name of the file of class names, one a line.
-        label_bytes: before the pixels of each record.
-        classes: number of classes.
-        counts: number of training and of test images.
-    """
-
-    url: str
-    md5: str
-    folder: str
-    train_files: tuple[str, ...]
-    test_file: str
-    names_file: str
-    label_bytes: int
-    classes: int
-    counts: tuple[int, int] = (50_000, 10_000)
-
-
-CIFAR = {
-    "cifar10": Cifar(
-        url="https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
-        md5="c32a1d4ab5d03f1284b67883e8d87530",
-        folder="cifar-10-batches-bin",
-        train_files=tuple(f"data_batch_{number}.bin" for number in range(1, 6)),
-        test_file="test_batch.bin",
-        names_file="batches.meta.txt",
-        label_bytes=1,
-        classes=10,
-    ),
-    "cifar100": Cifar(
-        url="https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz",
-        md5="03b5dce01913d631647c71ecec9e9cb8",
-        folder="cifar-100-binary",
-        train_files=("train.bin",),
-        test_file="test.bin",
-        names_file="fine_label_names.txt",
-        label_bytes=2,
-        classes=100,
-    ),
-}
-
-
-#: Bytes of a file of CIFAR, at most: four fifths more than the largest has.
-_CIFAR_LIMIT = 2**28
-
-
-def _read_cifar(request: _Request) -> _Source:
-    layout = CIFAR[request.name]
-    contents, place = _cifar_contents(request, layout)
-    sets = []
-    for files, count in zip((layout.train_files, (layout.test_file,)), layout.counts, strict=True):
-        parsed = [
-            parse_cifar(
-                contents[file],
-                label_bytes=layout.label_bytes,
-                classes=layout.classes,
-                source=f"{place / file}",
-            )
-            for file in files
-        ]
-        pixels = np.concatenate([pixels for pixels, _ in parsed])
-        labels = np.concatenate([labels for _, labels in parsed])
-        if len(labels) != count:
-            raise DataError(
-                f"{place} holds {len(labels)} images in {', '.join(files)} instead of {count}: "
-                f"replace it by a whole copy of the binary version."
-            )
-        sets.append(_tensor_images(pixels, labels))
-    pool, test = sets
-    try:
-        names = contents[layout.names_file].decode("utf-8-sig").split()
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"File {place / layout.names_file} is no UTF-8 text (byte {error.start}): replace it "
-            f"by a whole copy."
-        ) from error
-    if len(names) != layout.classes:
-        raise DataError(
-            f"File {place / layout.names_file} holds {len(names)} class names instead of "
-            f"{layout.classes}: replace it by a whole copy."
-        )
-    return _Source(
-        class_names=tuple(names),
-        native_size=32,
-        fingerprint=_pixel_fingerprint(pool, test),
-        pool=pool,
-        validation=None,
-        test=test,
-        validation_share=0.05,
-    )
-
-
-def _cifar_contents(request: _Request, layout: Cifar) -> tuple[dict[str, bytes], Path]:
-    """The bytes of each file by its name, from the folder or straight out of the archive."""
-    wanted = (*layout.train_files, layout.test_file, layout.names_file)
-    folder = request.root / layout.folder
-    if folder.is_dir():
-        missing = [file for file in wanted if not (folder / file).is_file()]
-        if missing:
-            raise DataError(
-                f"Folder {folder} lacks {', '.join(missing)}: unpack the archive again, or "
-                f"delete the folder so that the archive is used."
-            )
-        try:
-            return {file: read_bytes(folder / file, _CIFAR_LIMIT) for file in wanted}, folder
-        except BadFileError as error:
-            raise DataError(
-                f"A file in {folder} {error}: unpack the archive again, or delete the folder so "
-                f"that the archive is used."
-            ) from error
-    archive = request.root / PurePosixPath(layout.url).name
-    if not archive.is_file():
-        _fetch(request, layout.url, archive, layout.md5)
-    elif checksum(archive) != layout.md5:
-        raise DataError(
-            f"Archive {archive} is damaged or foreign (other MD5 than {layout.md5}): "
-            f"delete it, so that it is fetched again, or put a whole one there."
-        )
-    contents: dict[str, bytes] = {}
-    # Read in place: nothing is unpacked, so no member can land anywhere.
-    with tarfile.open(archive, mode="r:gz") as members:
-        for member in members:
-            file = PurePosixPath(member.name).name
-            stream = members.extractfile(member) if file in wanted else None
-            if stream is not None:
-                contents[file] = stream.read()
-    return contents, archive
-
-
 # Folders of files
 
 TINY_IMAGENET_URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
@@ -496,27 +211,27 @@ TINY_IMAGENET_MD5 = "90528d7ca1a48142e341f4ef8d21d0de"
 _TINY_IMAGENET_SIZE = 64
 
 
-def _read_tiny_imagenet(request: _Request) -> _Source:
+def _read_tiny_imagenet(request: Request) -> Source:
     folder = request.root / "tiny-imagenet-200"
     if not folder.is_dir() and is_tiny_imagenet(request.root):
         folder = request.root
     if not folder.is_dir():
         archive = request.root / "tiny-imagenet-200.zip"
         if not archive.is_file():
-            _fetch(request, TINY_IMAGENET_URL, archive, TINY_IMAGENET_MD5)
-        with _locked(request.root):
+            fetch_once(request, TINY_IMAGENET_URL, archive, TINY_IMAGENET_MD5)
+        with locked(request.root):
             if not folder.is_dir():
                 unpack_zip(archive, folder, request.progress)
     # Kept at its own size, a twelfth of the memory that 224 pixels would take.
     return _file_source(request, scan_tiny_imagenet(folder), folder, _TINY_IMAGENET_SIZE)
 
 
-def _read_folder(request: _Request) -> _Source:
+def _read_folder(request: Request) -> Source:
     root = data_set_folder(request.name)
     return _file_source(request, scan_image_folder(root), root, request.image_size)
 
 
-def _file_source(request: _Request, found: ImageFolder, root: Path, size: int) -> _Source:
+def _file_source(request: Request, found: ImageFolder, root: Path, size: int) -> Source:
     lists = [files for files in (found.train, found.validation, found.test) if files is not None]
     labels = [np.array(files.labels, dtype=np.int64) for files in lists]
     paths = [path for files in lists for path in files.paths]
@@ -571,7 +286,7 @@ def _file_source(request: _Request, found: ImageFolder, root: Path, size: int) -
 
     pool, validation, test = sets()
     assert pool is not None
-    return _Source(
+    return Source(
         class_names=found.class_names,
         native_size=size,
         fingerprint=digests.names,
@@ -591,40 +306,11 @@ def _file_source(request: _Request, found: ImageFolder, root: Path, size: int) -
     )
 
 
-_READERS: dict[str, Callable[[_Request], _Source]] = {
-    "digits": _read_digits,
-    "fashion-mnist": _read_fashion,
-    "cifar10": _read_cifar,
-    "cifar100": _read_cifar,
+_READERS: dict[str, Callable[[Request], Source]] = {
+    "digits": read_digits,
+    "fashion-mnist": read_fashion,
+    "cifar10": read_cifar,
+    "cifar100": read_cifar,
     "tiny-imagenet": _read_tiny_imagenet,
     FOLDER: _read_folder,
 }
-
-
-def _fetch(request: _Request, url: str, target: Path, md5: str) -> None:
-    if not request.download:
-        fetch(request.name, url, target, md5, download=False, progress=None)
-    with _locked(request.root):
-        if not target.is_file():  # another process may have fetched it meanwhile
-            fetch(request.name, url, target, md5, download=True, progress=request.progress)
-
-
-def _locked(root: Path) -> AbstractContextManager[None]:
-    make_folder(root)
-    return holding(root / ".lock")
-
-
-def _tensor_images(pixels: np.ndarray, labels: np.ndarray) -> TensorImages:
-    """Own copies: what numpy reads from bytes is not writable, which torch warns of."""
-    return TensorImages(
-        torch.from_numpy(np.array(pixels, dtype=np.uint8)),
-        torch.from_numpy(np.array(labels, dtype=np.int64)),
-    )
-
-
-def _pixel_fingerprint(*sets: TensorImages) -> str:
-    digest = hashlib.sha256()
-    for images in sets:
-        digest.update(label_bytes(images.labels.numpy()))
-        digest.update(images.storage.numpy().data)
-    return digest.hexdigest()

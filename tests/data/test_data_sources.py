@@ -13,9 +13,10 @@ import pytest
 import torch
 from PIL import Image
 
-from capsprune.data import sources
+from capsprune.data import published, sources
 from capsprune.data.loaders import data_loader
-from capsprune.data.sources import CIFAR, DATA_SETS, default_root, load_data
+from capsprune.data.published import CIFAR
+from capsprune.data.sources import DATA_SETS, default_root, load_data
 from capsprune.data.splits import Split
 from capsprune.data.transforms import evaluation_transform, training_transform
 from capsprune.errors import DataError
@@ -107,7 +108,7 @@ def write_fashion(folder, suffix=".gz", train=60, test=20):
 
 @pytest.fixture
 def no_system_folder(monkeypatch, tmp_path):
-    monkeypatch.setattr(sources, "FASHION_SYSTEM_FOLDER", tmp_path / "nowhere")
+    monkeypatch.setattr(published, "FASHION_SYSTEM_FOLDER", tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])
@@ -123,7 +124,7 @@ def test_fashion_files_are_found(tmp_path, place, suffix):
 
 
 @pytest.mark.skipif(
-    not sources.FASHION_SYSTEM_FOLDER.is_dir(),
+    not published.FASHION_SYSTEM_FOLDER.is_dir(),
     reason="Debian's package dataset-fashion-mnist is not installed",
 )
 def test_fashion_of_debian(tmp_path):
