@@ -7,7 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 #: Owners of an `open` or `read_text` that is not of text, or that always means UTF-8.
-NOT_TEXT = {"os", "Image", "tarfile", "files", "zipfile", "gzip"}
+NOT_TEXT = {"os", "Image", "tarfile", "archive", "files", "zipfile", "gzip"}
 
 
 def lines_without_encoding(source: str) -> list[int]:
