@@ -17,6 +17,7 @@ from capsprune.data.decoding import (
     decode,
     examine,
 )
+from capsprune.data.walk import is_image
 from capsprune.errors import DataError
 
 PLAIN = Decoding()
@@ -90,6 +91,13 @@ def test_pixels_come_out_as_any_viewer_shows_them(tmp_path, kind):
     path = as_written(image, suffix, folder=tmp_path)
     right = right if right.ndim == 3 else np.dstack([right] * 3)
     assert np.array_equal(decode(path, 8, WHITE), right.transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize("suffix", sorted(IMAGE_SUFFIXES | {".JFIF", ".Png"}))
+def test_every_known_suffix_can_be_read(tmp_path, suffix):
+    image = Image.new("1" if suffix == ".pbm" else "RGB", (8, 8), "white")
+    path = as_written(image, suffix, folder=tmp_path)
+    assert is_image(path) and decode(path, 8, PLAIN).min() > 250
 
 
 @pytest.mark.parametrize(
