@@ -60,6 +60,10 @@ def _check_path(path: Path) -> Path:
         len(part.encode(errors="surrogateescape")) > _MAX_FILE_NAME for part in path.parts
     ):
         raise ValueError("it should have names that a file can have; these are too long")
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise ValueError("it should be UTF-8, to be written down; rename the file") from None
     return path
 
 

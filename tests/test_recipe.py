@@ -112,7 +112,7 @@ def test_every_number_has_a_bound(kind, field, value):
     assert len(str(error.value)) < 400
 
 
-@pytest.mark.parametrize("value", [LONG, "a/" * 3000, "nul\0", f"folder/{'é' * 200}"])
+@pytest.mark.parametrize("value", [LONG, "a/" * 3000, "nul\0", f"folder/{'é' * 200}", "caf\udce9"])
 @pytest.mark.parametrize(
     ("kind", "field"),
     [
@@ -130,7 +130,7 @@ def test_a_path_is_one_that_a_file_can_have(kind, field, value):
     assert len(str(error.value)) < 400
 
 
-@pytest.mark.parametrize("value", [LONG, "nul\0"])
+@pytest.mark.parametrize("value", [LONG, "nul\0", "caf\udce9"])
 @pytest.mark.parametrize("field", ["model", "data", "weights"])
 def test_a_text_has_a_bound(field, value):
     with pytest.raises(CapspruneError) as error:
