@@ -2,24 +2,40 @@
 
 from __future__ import annotations
 
-import errno
-import io
 import os
 import sys
 
-from capsprune.errors import CapspruneError
+if __name__ == "__main__" and not getattr(sys.flags, "safe_path", False):
+    # `python -m` looks for modules in the current folder first; ours are where this package lies.
+    _current = sys.path.pop(0)
+    if _current == os.path.dirname(os.path.dirname(os.path.abspath(__file__))):  # noqa: PTH100, PTH120
+        sys.path.append(_current)
+
+import errno
+
+from capsprune import interrupts
 
 #: "No space left" and its kin: quota reached, file too large for the file system.
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
+#: Threads that spin while they wait take the cores from other jobs, for nothing; torch reads this
+#: when it is loaded, and processes that are started inherit it. What the user has set stays.
+_PATIENT = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
+
+
 def main() -> None:
     """Run the command line; exit with 2 and one sentence on stderr for what a user can mend."""
+    with interrupts.handled():
+        for name, value in _PATIENT.items():
+            os.environ.setdefault(name, value)
+        _run()
+
+
+def _run() -> None:
     debug = "--debug" in sys.argv[1:]
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # The locale's encoding may lack what a name holds: it is escaped then, as on stderr.
-        sys.stdout.reconfigure(errors="backslashreplace")
     from capsprune.cli import app
+    from capsprune.errors import CapspruneError
 
     try:
         app(prog_name="capsprune", standalone_mode=True)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_
 import typer
 import typer.core
 
-from capsprune import __version__
+from capsprune import __version__, interrupts
 from capsprune.errors import Interrupted
 from capsprune.recipe import (
     AnalyseOptions,
@@ -49,7 +49,8 @@ class _Interruptible(typer.core.TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            with interrupts.working():
+                return super().invoke(ctx)
         except KeyboardInterrupt:
             raise Interrupted from None
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from capsprune import interrupts
+
 
 class CapspruneError(Exception):
     """A request that cannot be met as it stands. The command line prints it and exits with 2."""
@@ -47,7 +49,7 @@ class Interrupted(CapspruneError):
 
     def __init__(self) -> None:
         """Say that nothing is lost."""
-        super().__init__("Interrupted; the same command goes on from where it stopped.")
+        super().__init__(interrupts.SENTENCE)
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:

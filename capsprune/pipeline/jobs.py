@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import multiprocessing.connection
 import os
-import signal
 import sys
 import time
 import traceback
@@ -14,9 +12,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from typing import Any
 
 from capsprune.errors import CapspruneError, Interrupted
+from capsprune.processes import Child
 from capsprune.progress import Progress, Update
 
 #: Seconds between two messages of a process about its progress.
@@ -38,8 +36,7 @@ class Job:
 @dataclass
 class _Running:
     job: Job
-    handle: Any
-    pipe: Connection
+    child: Child
     place: int
     #: None while it works; then "" or why it failed.
     outcome: str | None = None
@@ -70,9 +67,6 @@ def run_jobs(
     Raises:
         Interrupted: if the user stops it; the processes are ended first.
     """
-    # A server that has the heavy modules loaded makes a process in a moment.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["capsprune.pipeline.sweeping"])
     threads = max(1, len(os.sched_getaffinity(0)) // count)
     waiting, running, failed = list(jobs), list[_Running](), dict[str, str]()
     try:
@@ -88,7 +82,8 @@ def run_jobs(
                         waiting.remove(job)
                         taken = {one.place for one in running}
                         place = next(n for n in range(count) if n not in taken)
-                        running.append(_start(context, job, place, threads))
+                        child = Child(_work, job, place, threads)
+                        running.append(_Running(job, child, place))
                 done = len(jobs) - len(waiting) - len(running)
                 bar(done, len(jobs), "; ".join(_note(one) for one in running))
                 if running:
@@ -104,11 +99,9 @@ def run_jobs(
         raise Interrupted from None
     finally:
         for one in running:
-            one.handle.terminate()
+            one.child.terminate()
         for one in running:
-            one.handle.join(5)
-            if one.handle.is_alive():
-                one.handle.kill()
+            one.child.end()
     return failed
 
 
@@ -121,23 +114,15 @@ def _note(one: _Running) -> str:
     return f"{one.job.name}: {one.note}" if one.note else one.job.name
 
 
-def _start(context: Any, job: Job, place: int, threads: int) -> _Running:
-    ours, theirs = context.Pipe(duplex=False)
-    handle = context.Process(target=_work, args=(theirs, job, place, threads), name=job.name)
-    handle.start()
-    theirs.close()
-    return _Running(job, handle, ours, place)
-
-
 def _listen(running: Sequence[_Running], progress: Progress) -> None:
     """Take what the processes say, for a moment at least."""
-    ready = multiprocessing.connection.wait([one.pipe for one in running], timeout=1.0)
+    ready = multiprocessing.connection.wait([one.child.pipe for one in running], timeout=1.0)
     for one in running:
-        if one.pipe not in ready:
+        if one.child.pipe not in ready:
             continue
         try:
-            while one.outcome is None and one.pipe.poll():
-                kind, text = one.pipe.recv()
+            while one.outcome is None and one.child.pipe.poll():
+                kind, text = one.child.pipe.recv()
                 if kind == "say":
                     progress.say(f"{one.job.name}: {text}")
                 elif kind == "detail":
@@ -147,14 +132,13 @@ def _listen(running: Sequence[_Running], progress: Progress) -> None:
                 else:
                     one.outcome = text
         except (EOFError, ConnectionError):
-            one.handle.join(5)
             one.outcome = (
-                f"its process ended with exit code {one.handle.exitcode}, perhaps for want of "
+                f"its process ended with exit code {one.child.wait()}, perhaps for want of "
                 "memory; give fewer --jobs."
             )
         if one.outcome is not None:
-            one.pipe.close()
-            one.handle.join(30)
+            one.child.wait(30)
+            one.child.end()
 
 
 class PipeProgress(Progress):
@@ -195,8 +179,6 @@ def _work(pipe: Connection, job: Job, place: int, threads: int) -> None:
     """What a process does."""
     import torch
 
-    # Ctrl-C reaches every process of a terminal; the first one sees to the others.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(threads)
     progress = PipeProgress(pipe)
     outcome = ""

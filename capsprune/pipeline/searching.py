@@ -266,6 +266,7 @@ def find_strategy(
                 workers=options.workers,
                 latency=latency,
                 study=study,
+                folder=work,
                 on_candidate=show,
             )
     _tell(session, found)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing.connection
-import signal
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from capsprune.errors import StudyError
+from capsprune.processes import Child, Parcel, unpack
 from capsprune.pruning.adaptive_bn import recalibrate
 from capsprune.pruning.candidate import PARTS
 from capsprune.pruning.groups import Dependencies
@@ -167,31 +169,29 @@ class InProcess:
 class ProcessWorkers:
     """Tries several candidates at the same time, each in a process of its own.
 
-    The network and the images are in shared memory (on a GPU: the same memory of the device), so
-    that they are there once. Processes are started afresh (spawn), as CUDA needs it; each gets its
-    part of the threads. A process that dies is replaced, and its candidate tried again.
+    The network and the images are in a file that all of them map (on a GPU: in the same memory of
+    the device), so that they are there once. Each process gets its part of the threads. One that
+    dies is replaced, and its candidate tried again.
     """
 
-    def __init__(self, evaluator: Evaluator, count: int) -> None:
+    def __init__(self, evaluator: Evaluator, count: int, folder: Path | None = None) -> None:
         """Start the processes.
 
         Args:
             evaluator: what each of them uses; it must have no limit of latency, which cannot be
                 measured while others compute.
             count: how many.
+            folder: for the file; None for the system's temporary one.
+
+        Raises:
+            OSError: if there is no space for the file.
         """
         assert evaluator.latency is None
         self.count = count
         self._threads = max(1, torch.get_num_threads() // count)
-        self._context = torch.multiprocessing.get_context("spawn")
-        self._evaluator = replace(
-            evaluator,
-            calibration=[_in_shared_memory(batch) for batch in evaluator.calibration],
-            scoring=[
-                (_in_shared_memory(images), _in_shared_memory(labels))
-                for images, labels in evaluator.scoring
-            ],
-        )
+        self._evaluator = evaluator
+        self._folder = folder
+        self._parcels: list[Parcel] = []
         self._deaths: dict[int, int] = {}
         self._waiting: deque[Task] = deque()
         self._processes: list[_Process] = []
@@ -221,47 +221,46 @@ class ProcessWorkers:
         """
         done: list[tuple[Task, Outcome]] = []
         while self.busy and not done:
-            ready = multiprocessing.connection.wait(
-                [process.pipe for process in self._processes]
-                + [process.handle.sentinel for process in self._processes]
-            )
+            ready = multiprocessing.connection.wait([one.child.pipe for one in self._processes])
             for position, process in enumerate(self._processes):
-                if process.pipe not in ready and process.handle.sentinel not in ready:
+                if process.child.pipe not in ready:
                     continue
                 try:
-                    answer = process.pipe.recv() if process.pipe.poll() else None
+                    answer = process.child.pipe.recv()
                 except (EOFError, ConnectionError):
-                    answer = None
+                    self._replace(position)
+                    continue
                 if isinstance(answer, BaseException):
                     raise answer
-                if answer is not None:
-                    assert process.task is not None
-                    done.append((process.task, answer))
-                    process.task = None
-                elif not process.handle.is_alive() or process.pipe in ready:
-                    self._replace(position)
+                assert process.task is not None
+                done.append((process.task, answer))
+                process.task = None
             self._hand_out()
         return done
 
     def close(self) -> None:
         """End the processes."""
         for process in self._processes:
-            process.pipe.close()
-            process.handle.terminate()
+            process.child.terminate()
         for process in self._processes:
-            process.handle.join(5)
-            if process.handle.is_alive():
-                process.handle.kill()
+            process.child.end()
         self._processes.clear()
+        for parcel in self._parcels:
+            parcel.close()
+        self._parcels.clear()
 
     def _start(self) -> _Process:
-        ours, theirs = self._context.Pipe()
-        handle = self._context.Process(
-            target=_work, args=(theirs, self._evaluator, self._threads), daemon=True
+        # What is on a GPU can be taken out of a parcel once only.
+        if not self._parcels or self._on_gpu:
+            self._parcels.append(Parcel(self._evaluator, self._folder))
+        parcel = self._parcels[-1]
+        return _Process(
+            Child(_work, parcel.address, self._threads, keep=(parcel.descriptor,)),
         )
-        handle.start()
-        theirs.close()
-        return _Process(handle, ours)
+
+    @property
+    def _on_gpu(self) -> bool:
+        return any(parameter.is_cuda for parameter in self._evaluator.model.parameters())
 
     def _hand_out(self) -> None:
         for position, process in enumerate(self._processes):
@@ -270,20 +269,19 @@ class ProcessWorkers:
             if process.task is None:
                 process.task = self._waiting.popleft()
                 try:
-                    process.pipe.send(process.task)
+                    process.child.pipe.send(process.task)
                 except (BrokenPipeError, ConnectionError):
                     self._replace(position)
 
     def _replace(self, position: int) -> None:
         dead = self._processes[position]
-        dead.pipe.close()
-        dead.handle.join(5)
+        dead.child.end()
         if dead.task is not None:
             deaths = self._deaths[dead.task.index] = self._deaths.get(dead.task.index, 0) + 1
             if deaths >= _DEATHS:
                 raise StudyError(
                     f"Candidate {dead.task.index} ended its process {deaths} times (exit code "
-                    f"{dead.handle.exitcode}), perhaps for want of memory; give fewer --workers."
+                    f"{dead.child.wait()}), perhaps for want of memory; give fewer --workers."
                 )
             self._waiting.appendleft(dead.task)
         self._processes[position] = self._start()
@@ -291,16 +289,14 @@ class ProcessWorkers:
 
 @dataclass
 class _Process:
-    handle: Any
-    pipe: Any
+    child: Child
     task: Task | None = None
 
 
-def _work(pipe: Any, evaluator: Evaluator, threads: int) -> None:
+def _work(pipe: Connection, address: tuple[int, int], threads: int) -> None:
     """What a process does: try what it is sent until the pipe closes."""
-    # Ctrl-C reaches every process of a terminal; the first one sees to the others.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(threads)
+    evaluator = unpack(address)
     with contextlib.suppress(EOFError, ConnectionError):
         while True:
             task = pipe.recv()
@@ -314,7 +310,3 @@ def _work(pipe: Any, evaluator: Evaluator, threads: int) -> None:
 def _sendable(error: Exception) -> Exception:
     """The error itself may hold what cannot be sent, or be of a kind that cannot be made again."""
     return RuntimeError(f"{type(error).__name__} in a worker process: {error}")
-
-
-def _in_shared_memory(tensor: Tensor) -> Tensor:
-    return tensor if tensor.is_cuda else tensor.share_memory_()

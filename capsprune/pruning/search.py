@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 from torch import Tensor, nn
@@ -124,6 +125,7 @@ def search(
     workers: int = 1,
     latency: LatencyLimit | None = None,
     study: Study | None = None,
+    folder: Path | None = None,
     on_candidate: OnCandidate | None = None,
 ) -> SearchResult:
     """Try candidates and take the best.
@@ -147,6 +149,7 @@ def search(
         latency: what a candidate's latency must not pass. It needs one worker.
         study: where candidates are kept; those that it has are not tried again. None to forget
             them.
+        folder: for what the workers share; None for the system's temporary one.
         on_candidate: called after each candidate.
 
     Raises:
@@ -171,6 +174,7 @@ def search(
                 workers=workers,
                 latency=latency,
                 study=forgotten,
+                folder=folder,
                 on_candidate=on_candidate,
             )
     study.require(
@@ -196,7 +200,9 @@ def search(
     )
     proposals = make_sampler(sampler, space, seed)
     plan = plan_rungs(candidates, len(calibration), len(scoring), reduction_factor)
-    pool: Workers = InProcess(evaluator) if workers == 1 else ProcessWorkers(evaluator, workers)
+    pool: Workers = (
+        InProcess(evaluator) if workers == 1 else ProcessWorkers(evaluator, workers, folder)
+    )
     try:
         found = _climb(_Search(space, study, pool, proposals, plan, on_candidate))
     finally:

@@ -1,16 +1,11 @@
-"""Measure the memory that one exported network takes, in a process of its own.
+"""Measure the memory that one exported network takes.
 
-    python -m capsprune.runtime.memory_probe FILE BATCH PROVIDER --image-size S [--threads N]
-
-prints one JSON object. A fresh process is needed since memory that was freed once, by another
-network say, would hide what this one takes.
+A fresh process is needed since memory that was freed once, by another network say, would hide what
+this one takes.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +21,6 @@ def measure_memory(
     path: Path,
     batch: int,
     provider: str,
-    *,
     image_size: int,
     threads: int | None = None,
 ) -> dict[str, float | None]:
@@ -71,26 +65,3 @@ def measure_memory(
         # ONNX Runtime keeps what it allocated on the GPU until the session ends.
         "gpu_memory_mb": above(gpu_after, gpu_before),
     }
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Parse the arguments, measure, print."""
-    parser = argparse.ArgumentParser(prog="capsprune.runtime.memory_probe")
-    parser.add_argument("file", type=Path)
-    parser.add_argument("batch", type=int)
-    parser.add_argument("provider", choices=["cpu", "cuda"])
-    parser.add_argument("--image-size", type=int, required=True)
-    parser.add_argument("--threads", type=int)
-    options = parser.parse_args(arguments)
-    measured = measure_memory(
-        options.file,
-        options.batch,
-        options.provider,
-        image_size=options.image_size,
-        threads=options.threads,
-    )
-    print(json.dumps(measured))
-
-
-if __name__ == "__main__":
-    main()

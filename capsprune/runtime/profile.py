@@ -6,8 +6,6 @@ import functools
 import itertools
 import json
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,9 +16,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from capsprune import processes
 from capsprune.errors import CapspruneError
 from capsprune.export.ort import onnxruntime
 from capsprune.runtime import meters
+from capsprune.runtime.memory_probe import measure_memory
 from capsprune.runtime.sessions import provider_of, resolve_provider, session
 
 #: A variant is repeated at least so often (or as often as was asked for) whatever it costs.
@@ -254,20 +254,13 @@ def _memory(
     path: Path, batch: int, provider: str, image_size: int, threads: int | None
 ) -> dict[str, float | None]:
     """Run the memory probe in a process of its own."""
-    command = [sys.executable, "-m", "capsprune.runtime.memory_probe"]
-    command += [str(path), str(batch), provider, "--image-size", str(image_size)]
-    if threads is not None:
-        command += ["--threads", str(threads)]
-    done = subprocess.run(
-        command, capture_output=True, encoding="utf-8", errors="replace", check=False
-    )
-    if done.returncode != 0:
-        told = (done.stderr.strip().splitlines() or ["it was ended by the system"])[-1]
+    try:
+        return processes.call(measure_memory, path, batch, provider, image_size, threads)
+    except processes.ChildError as error:
         raise CapspruneError(
-            f"The memory of '{path}' at batch {batch} could not be measured ({told}); give a "
+            f"The memory of '{path}' at batch {batch} could not be measured ({error}); give a "
             "smaller --batch."
-        )
-    return json.loads(done.stdout)
+        ) from None
 
 
 def _energy_per_image(timed: _Timed, provider: str) -> float | None:

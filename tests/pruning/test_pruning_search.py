@@ -324,14 +324,14 @@ def collected(workers, count):
 def test_the_candidate_of_a_dead_worker_is_tried_again(tiny):
     workers = ProcessWorkers(evaluator(tiny), 2)
     try:
-        victim = workers._processes[0].handle
+        victim = workers._processes[0].child
         os.kill(victim.pid, signal.SIGSTOP)  # so that it cannot finish before it dies
         for task in tasks(tiny, 2):
             workers.submit(task)
         os.kill(victim.pid, signal.SIGKILL)
         assert collected(workers, 2) == [0, 1]
         assert workers.busy == 0
-        assert workers._processes[0].handle.pid != victim.pid
+        assert workers._processes[0].child.pid != victim.pid
     finally:
         workers.close()
 
@@ -350,9 +350,9 @@ def test_a_candidate_that_ends_every_worker_is_given_up(tiny, monkeypatch):
     monkeypatch.setattr(evaluation_module, "_DEATHS", 1)
     workers = ProcessWorkers(evaluator(tiny), 1)
     try:
-        os.kill(workers._processes[0].handle.pid, signal.SIGSTOP)
+        os.kill(workers._processes[0].child.pid, signal.SIGSTOP)
         workers.submit(tasks(tiny, 1)[0])
-        os.kill(workers._processes[0].handle.pid, signal.SIGKILL)
+        os.kill(workers._processes[0].child.pid, signal.SIGKILL)
         with pytest.raises(StudyError, match=r"exit code -9.*--workers"):
             workers.collect()
     finally:
