@@ -5,7 +5,6 @@ A checkpoint is a directory of `model.safetensors`, `architecture.json` and `met
 
 from __future__ import annotations
 
-import json
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -35,7 +34,7 @@ from capsprune.backbones.weights import with_versions
 from capsprune.capsules import CapsuleNetwork
 from capsprune.data.transforms import NORMALISATION
 from capsprune.errors import CapspruneError, CheckpointError
-from capsprune.files import make_folder, move, scratch
+from capsprune.files import dump_json, make_folder, move, scratch
 from capsprune.pruning.shrink import layer_channels, resize_layers
 
 if TYPE_CHECKING:
@@ -232,7 +231,7 @@ def save_checkpoint(
         (partial / WEIGHTS).write_bytes(save(state))
         described = architecture.model_dump_json(indent=1) + "\n"
         (partial / ARCHITECTURE).write_text(described, encoding="utf-8")
-        rows = "".join(json.dumps(dict(row)) + "\n" for row in history)
+        rows = "".join(dump_json(dict(row)) + "\n" for row in history)
         (partial / METRICS).write_text(rows, encoding="utf-8")
         move(partial, directory)
 

@@ -7,7 +7,6 @@ the fields of its model in `capsprune.recipe`.
 from __future__ import annotations
 
 import inspect
-import json as json_module
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +18,7 @@ import typer.core
 
 from capsprune import __version__, interrupts
 from capsprune.errors import Interrupted
+from capsprune.files import dump_json
 from capsprune.recipe import (
     AnalyseOptions,
     AttachCapsOptions,
@@ -187,7 +187,7 @@ def _print_stage(session: Session, stage: StageName, json: bool) -> None:
 
 
 def _print_json(value: dict[str, Any]) -> None:
-    print(json_module.dumps(value, indent=1))
+    print(dump_json(value, indent=1))
 
 
 @_stage_command("train", TrainOptions, SessionOptions)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import math
 import os
 import secrets
 import shutil
@@ -358,6 +359,26 @@ def read_json(path: Path, limit: int = TEXT_LIMIT) -> Any:
         FileNotFoundError, OSError, BadFileError: as `read_text`, or if it is no JSON.
     """
     return parse_json(read_text(path, limit))
+
+
+def dump_json(value: Any, indent: int | None = None) -> str:
+    """Write a value as JSON, which knows no NaN and no infinity: null stands for them.
+
+    Args:
+        value: of dicts, lists, tuples, texts, numbers.
+        indent: spaces a level; None for one line.
+    """
+    return json.dumps(_without_infinities(value), indent=indent, allow_nan=False)
+
+
+def _without_infinities(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _without_infinities(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_infinities(inner) for inner in value]
+    return value
 
 
 def parse_json(text: str) -> Any:

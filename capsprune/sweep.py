@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
 from capsprune.bounds import FilePath, Seed, Text
 from capsprune.errors import CapspruneError
-from capsprune.files import BadFileError, make_folder, read_json, write_text
+from capsprune.files import BadFileError, dump_json, make_folder, read_json, write_text
 from capsprune.recipe import (
     AnalyseOptions,
     BatchSize,
@@ -282,7 +281,7 @@ class Sweep:
             "failed": self.failed,
         }
         make_folder(self.directory)
-        write_text(self.directory / _SWEEP_FILE, json.dumps(content, indent=1) + "\n")
+        write_text(self.directory / _SWEEP_FILE, dump_json(content, indent=1) + "\n")
 
 
 def is_sweep(directory: Path) -> bool:

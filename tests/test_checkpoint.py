@@ -20,6 +20,7 @@ from capsprune.checkpoint import (
     save_checkpoint,
 )
 from capsprune.errors import CheckpointError
+from capsprune.files import parse_json
 from capsprune.pruning.criteria import l1_ranking
 from capsprune.pruning.groups import find_groups
 from capsprune.pruning.shrink import shrink
@@ -140,6 +141,17 @@ def test_nothing_is_left_of_a_checkpoint_that_could_not_be_written(tmp_path, mon
     with pytest.raises(OSError, match="No space left"):
         save_checkpoint(tmp_path / "checkpoint", network, architecture, rows())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_no_file_of_a_checkpoint_holds_what_json_does_not_know(tmp_path):
+    network, architecture = network_of("mobilenet_v1", 0.8, None)
+    nan = float("nan")
+    architecture = architecture.model_copy(update={"metrics": {"accuracy": 0.5, "loss": nan}})
+    rows = [{"epoch": 0, "train_loss": nan}, {"epoch": 1, "train_loss": float("inf")}]
+    save_checkpoint(tmp_path / "checkpoint", network, architecture, rows)
+    assert read_architecture(tmp_path / "checkpoint").metrics == {"accuracy": 0.5, "loss": None}
+    lines = (tmp_path / "checkpoint" / "metrics.jsonl").read_text().splitlines()
+    assert [parse_json(line)["train_loss"] for line in lines] == [None, None]
 
 
 @pytest.mark.parametrize("size", [0, 7, 100, 5000, -1])

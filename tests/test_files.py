@@ -1,18 +1,24 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from power import Watch
 
 from capsprune import files
 from capsprune.files import (
     BadFileError,
+    dump_json,
+    parse_json,
     read_bytes,
     read_json,
     read_text,
@@ -239,6 +245,36 @@ def test_what_is_no_json_is_said(tmp_path: Path, content: bytes, reason: str) ->
     (tmp_path / "f.json").write_bytes(content)
     with pytest.raises(BadFileError, match=reason):
         read_json(tmp_path / "f.json")
+
+
+_PLAIN = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**63 - 1)
+    | st.floats()
+    | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=3), inner, max_size=4)
+    ),
+    max_leaves=12,
+)
+
+
+@given(value=_PLAIN)
+@settings(max_examples=100)
+def test_what_is_written_as_json_has_null_for_what_is_no_number(value: Any) -> None:
+    def expected(one: Any) -> Any:
+        if isinstance(one, float):
+            return one if math.isfinite(one) else None
+        if isinstance(one, list):
+            return [expected(inner) for inner in one]
+        if isinstance(one, dict):
+            return {key: expected(inner) for key, inner in one.items()}
+        return one
+
+    for indent in (None, 1):
+        assert parse_json(dump_json(value, indent)) == expected(value)
+    assert dump_json((float("nan"), 1)) == "[null, 1]"
 
 
 def test_text_is_utf8_whatever_the_locale(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import uuid
 from collections.abc import Callable
 from typing import Any
@@ -18,6 +17,7 @@ from capsprune.capsules import CapsuleNetwork
 from capsprune.checkpoint import load_checkpoint
 from capsprune.data.images import ImageSet
 from capsprune.errors import RunError
+from capsprune.files import dump_json
 from capsprune.pipeline.fitting import objective_of
 from capsprune.pipeline.heads import load_classes
 from capsprune.pipeline.session import EVALUATION_BATCH, Session
@@ -91,7 +91,7 @@ def analyse(options: AnalyseOptions, session: Session) -> StageRecord:
         ],
     }
     result = work / "analysis.json"
-    result.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    result.write_text(dump_json(summary, indent=1) + "\n", encoding="utf-8")
     return stage.commit(result, uuid.uuid4().hex, summary)
 
 

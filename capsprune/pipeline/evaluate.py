@@ -19,7 +19,8 @@ def evaluate_checkpoint(options: EvaluateOptions, session: Session) -> dict[str,
     """Score a checkpoint: the one that is named, or the one that the run finished last.
 
     Returns:
-        The checkpoint, its model and data, and `accuracy`, `loss` and `images`.
+        The checkpoint, its model and data, `accuracy`, `loss`, `images` and `majority_rate`, and
+        by class in `classes` its name, number of images and accuracy.
 
     Raises:
         CapspruneError: if there is no checkpoint, or its data are not there.
@@ -48,4 +49,6 @@ def evaluate_checkpoint(options: EvaluateOptions, session: Session) -> dict[str,
         "data": data.name,
         "split": options.split,
         **result.to_dict(),
+        "majority_rate": result.majority_rate,
+        "classes": result.by_class(data.class_names),
     }

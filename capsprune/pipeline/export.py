@@ -13,7 +13,7 @@ from capsprune.data.sources import DataSplits
 from capsprune.data.transforms import evaluation_transform
 from capsprune.errors import ExportError
 from capsprune.export import export_onnx
-from capsprune.files import replacing
+from capsprune.files import dump_json, replacing
 from capsprune.pipeline.session import Session
 from capsprune.pipeline.stage import Stage
 from capsprune.recipe import ExportOptions
@@ -69,7 +69,7 @@ def export(options: ExportOptions, session: Session) -> dict[str, Any]:
         )
         report["path"] = str(final)
         (result / "verification.json").write_text(
-            json.dumps(report, indent=1) + "\n", encoding="utf-8"
+            dump_json(report, indent=1) + "\n", encoding="utf-8"
         )
         record = stage.commit(result, report["sha256"], report)
     if options.output is None:
@@ -103,7 +103,7 @@ def export_checkpoint(
             "normalisation": json.dumps({"mean": described.data.mean, "std": described.data.std}),
             "checkpoint": described.id,
             "run": session.run.name,
-            "accuracy": json.dumps(described.metrics.get("accuracy")),
+            "accuracy": dump_json(described.metrics.get("accuracy")),
         },
         opset=opset,
         inline=inline,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from capsprune.training.fit import Epoch, History, Images, fit
 from capsprune.training.objective import CROSS_ENTROPY, Objective
 from capsprune.training.schedule import Schedule
 
+#: Classes that a summary names, of however many.
+WORST_CLASSES = 5
 #: For a capsule network.
 MARGIN = Objective(
     loss=lambda outputs, labels: margin_loss(outputs.class_probabilities, labels),
@@ -111,6 +114,18 @@ def score_network(
     network.to(session.fabric.device)
     batches = session.batches(images, image_size, batch_size)
     return evaluate(network, batches, objective_of(network))
+
+
+def score_summary(score: Evaluation, class_names: Sequence[str]) -> dict[str, Any]:
+    """Say what a stage's summary says of a score.
+
+    Returns:
+        `accuracy`, `loss`, `images`, `majority_rate`, and `worst_classes`: of those that have
+        images, the ones that are recognised least, each as `Evaluation.by_class` gives it.
+    """
+    known = [one for one in score.by_class(class_names) if one["images"]]
+    worst = sorted(known, key=lambda one: one["accuracy"])[:WORST_CLASSES]
+    return {**score.to_dict(), "majority_rate": score.majority_rate, "worst_classes": worst}
 
 
 def _training_summary(history: History, schedule: Schedule) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from capsprune.checkpoint import (
 from capsprune.data.sources import DataSplits
 from capsprune.errors import RunError
 from capsprune.inspection import checkpoint_costs
-from capsprune.pipeline.fitting import fit_network, score_network
+from capsprune.pipeline.fitting import fit_network, score_network, score_summary
 from capsprune.pipeline.session import Session
 from capsprune.pipeline.stage import Stage
 from capsprune.recipe import AnalyseOptions, HeadOptions
@@ -106,7 +106,7 @@ def train_head(
             "frozen": options.freeze,
             **details,
             **training,
-            **score.to_dict(),
+            **score_summary(score, splits.class_names),
             **checkpoint_costs(Checkpoint(network, architecture), frozen=options.freeze),
         },
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import torch
@@ -12,9 +11,10 @@ from capsprune.backbones.weights import read_weights
 from capsprune.backbones.weights_file import digest
 from capsprune.checkpoint import Checkpoint, DataDescription, describe
 from capsprune.data.names import default_image_size
+from capsprune.files import dump_json
 from capsprune.inspection import checkpoint_costs
 from capsprune.pipeline.baseline import require_baseline
-from capsprune.pipeline.fitting import score_network
+from capsprune.pipeline.fitting import score_network, score_summary
 from capsprune.pipeline.prunable import Prunable
 from capsprune.pipeline.session import Session
 from capsprune.pipeline.stage import Stage
@@ -78,8 +78,10 @@ def import_checkpoint(options: ImportOptions, session: Session) -> StageRecord:
     stage.begin(splits)
     # What a classifier scores that knows nothing of the classes says nothing of the backbone.
     metrics: dict[str, Any] = {}
+    scored: dict[str, Any] = {}
     if found.has_classifier:
-        metrics = score_network(session, network, splits.test, image_size).to_dict()
+        score = score_network(session, network, splits.test, image_size)
+        metrics, scored = score.to_dict(), score_summary(score, splits.class_names)
     architecture = describe(
         network,
         model=options.model,
@@ -106,8 +108,8 @@ def import_checkpoint(options: ImportOptions, session: Session) -> StageRecord:
             "imported": str(options.checkpoint),
             "classifier": said,
             "flops_ratio": ratio,
-            **metrics,
+            **scored,
             **checkpoint_costs(Checkpoint(network, architecture)),
         },
-        {"strategy.json": json.dumps(strategy.to_dict(), indent=1) + "\n"},
+        {"strategy.json": dump_json(strategy.to_dict(), indent=1) + "\n"},
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import uuid
 from collections.abc import Callable
 
@@ -14,6 +13,7 @@ from capsprune.backbones.registry import build_backbone
 from capsprune.backbones.trunk import trunk_output
 from capsprune.capsules import CapsuleNetwork
 from capsprune.checkpoint import CapsuleHead, Checkpoint, describe_like, load_checkpoint
+from capsprune.files import dump_json
 from capsprune.inspection import checkpoint_costs
 from capsprune.pipeline.export import export_checkpoint
 from capsprune.pipeline.session import Session
@@ -89,7 +89,7 @@ def profile(options: ProfileOptions, session: Session) -> StageRecord:
         "measurements": [measurement.to_dict() for measurement in measurements],
     }
     result = work / "profile.json"
-    result.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    result.write_text(dump_json(summary, indent=1) + "\n", encoding="utf-8")
     return stage.commit(result, uuid.uuid4().hex, summary)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import torch
@@ -11,9 +10,10 @@ from capsprune.backbones.registry import backbone_arguments, build_backbone
 from capsprune.checkpoint import Architecture, Checkpoint, describe_like, load_checkpoint
 from capsprune.data.names import default_image_size
 from capsprune.errors import RunError
+from capsprune.files import dump_json
 from capsprune.inspection import checkpoint_costs
 from capsprune.pipeline.baseline import require_baseline
-from capsprune.pipeline.fitting import fit_network, score_network
+from capsprune.pipeline.fitting import fit_network, score_network, score_summary
 from capsprune.pipeline.prunable import Prunable
 from capsprune.pipeline.searching import (
     check_options,
@@ -113,7 +113,7 @@ def prune(options: PruneOptions, session: Session) -> StageRecord:
         }
         if best.latency_ms is not None:
             summary["latency_ms"] = best.latency_ms
-        lines = [json.dumps(candidate.to_dict()) for candidate in found.candidates]
+        lines = [dump_json(candidate.to_dict()) for candidate in found.candidates]
         files["candidates.jsonl"] = "\n".join(lines) + "\n"
     kept = strategy.kept(dependencies)
     ratio = float(unpruned.cost.flops_ratio(kept))
@@ -129,10 +129,10 @@ def prune(options: PruneOptions, session: Session) -> StageRecord:
         "flops_ratio": ratio,
         "accuracy_before_finetuning": before.accuracy,
         **training,
-        **result.to_dict(),
+        **score_summary(result, splits.class_names),
         **checkpoint_costs(Checkpoint(network, architecture)),
     }
-    files["strategy.json"] = json.dumps(strategy.to_dict(), indent=1) + "\n"
+    files["strategy.json"] = dump_json(strategy.to_dict(), indent=1) + "\n"
     return stage.commit_checkpoint(network, architecture, history, summary, files)
 
 

@@ -14,7 +14,7 @@ import torch
 
 from capsprune.checkpoint import load_checkpoint, verify_checkpoint
 from capsprune.errors import CapspruneError
-from capsprune.files import scratch, write_text
+from capsprune.files import dump_json, scratch, write_text
 from capsprune.pipeline.analyse import analyse
 from capsprune.pipeline.attach_caps import attach_caps
 from capsprune.pipeline.attach_linear import attach_linear
@@ -265,7 +265,7 @@ def _profile(
                 progress=lambda what, done, total: bar(done, total, what),
             )
     result = {**asked, "measurements": [one.to_dict() for one in measurements]}
-    write_text(opened.profile_path, json.dumps(result, indent=1) + "\n")
+    write_text(opened.profile_path, dump_json(result, indent=1) + "\n")
 
 
 #: The stage that holds each kind of head.

@@ -9,7 +9,7 @@ from capsprune.backbones.weights import initialise
 from capsprune.checkpoint import Checkpoint, DataDescription, describe
 from capsprune.data.names import default_image_size
 from capsprune.inspection import checkpoint_costs
-from capsprune.pipeline.fitting import fit_network, score_network
+from capsprune.pipeline.fitting import fit_network, score_network, score_summary
 from capsprune.pipeline.session import Session
 from capsprune.pipeline.stage import Stage
 from capsprune.recipe import TrainOptions
@@ -72,7 +72,7 @@ def train(options: TrainOptions, session: Session) -> StageRecord:
             "data": options.data,
             "weights": weights,
             **training,
-            **result.to_dict(),
+            **score_summary(result, splits.class_names),
             **checkpoint_costs(Checkpoint(network, architecture)),
         },
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -65,6 +66,8 @@ class Candidate:
             del record["violation"]
         else:
             del record["score"], record["loss"]
+        if not math.isfinite(self.loss):
+            del record["loss"]
         if self.latency_ms is None:
             del record["latency_ms"]
         return record
@@ -77,5 +80,5 @@ class Candidate:
             KeyError: if a field is missing.
             TypeError: if a field is unknown.
         """
-        fields = {"score": 0.0, "loss": 0.0, **record}
+        fields = {"score": 0.0, "loss": math.inf if "score" in record else 0.0, **record}
         return cls(**{**fields, "fractions": tuple(fields["fractions"])})

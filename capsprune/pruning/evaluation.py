@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import multiprocessing.connection
 import time
 from collections import deque
@@ -59,6 +60,7 @@ class Outcome:
     """What came of a task."""
 
     score: float
+    #: Infinite where the outputs were no numbers.
     loss: float
     latency_ms: float | None
     violation: float
@@ -97,7 +99,10 @@ class Evaluator:
         clock.lap("calibration")
         result = evaluate(shrunk, self.scoring[: task.scoring], CROSS_ENTROPY)
         clock.lap("scoring")
-        return Outcome(result.accuracy, result.loss, latency, max(violation, 0.0), clock.seconds)
+        score, loss = result.accuracy, result.loss
+        if not math.isfinite(loss):  # Outputs that are no numbers name no class.
+            score, loss = 0.0, math.inf
+        return Outcome(score, loss, latency, max(violation, 0.0), clock.seconds)
 
 
 class Clock:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ Summary = Mapping[str, Any]
 
 def percent(value: float | None) -> str:
     """Write a fraction as a percentage."""
-    return NOT_AVAILABLE if value is None else f"{100 * value:.2f} %"
+    return f"{text} %" if (text := _digits(value, 2, 100)) else NOT_AVAILABLE
 
 
 def count(value: float | None) -> str:
@@ -30,7 +31,14 @@ def count(value: float | None) -> str:
 
 def number(value: float | None, digits: int = 2) -> str:
     """Write a measurement, or that there is none."""
-    return NOT_AVAILABLE if value is None else f"{value:.{digits}f}"
+    return _digits(value, digits) or NOT_AVAILABLE
+
+
+def _digits(value: float | None, digits: int, scale: float = 1) -> str:
+    """Write a number; empty if none was measured, or what was computed is none."""
+    if value is None or not math.isfinite(value):
+        return ""
+    return f"{scale * value:.{digits}f}"
 
 
 def print_checkpoint(title: str, summary: Summary, path: str, seconds: float) -> None:
@@ -61,7 +69,8 @@ def print_checkpoint(title: str, summary: Summary, path: str, seconds: float) ->
         rows.append(("candidates tried", str(summary["candidates"])))
     if "accuracy_before_finetuning" in summary:
         rows.append(("before fine-tuning", percent(summary["accuracy_before_finetuning"])))
-    rows.append(("test accuracy", percent(summary.get("accuracy"))))
+    rows.append(("test accuracy", _accuracy(summary)))
+    rows += _class_rows(summary.get("worst_classes", ()))
     if "epochs" in summary:
         kept = f" (kept number {summary['kept_epoch']})" if "kept_epoch" in summary else ""
         rows.append(("epochs", f"{summary['epochs']}{kept}"))
@@ -234,10 +243,51 @@ def print_evaluation(result: Summary) -> None:
             ("checkpoint", result["checkpoint"]),
             ("backbone", result["model"]),
             ("images", f"{result['images']} of {result['data']}, {result['split']}"),
-            ("accuracy", percent(result["accuracy"])),
+            ("accuracy", _accuracy(result)),
+            *_class_rows(result["classes"]),
             ("loss", number(result["loss"], 4)),
         ],
     )
+
+
+def _accuracy(summary: Summary) -> str:
+    """Write an accuracy, and beside it what the largest class alone gives, where that is much."""
+    accuracy, majority = summary.get("accuracy"), summary.get("majority_rate")
+    text = percent(accuracy)
+    if accuracy is None or majority is None:
+        return text
+    if majority >= _MUCH or accuracy <= majority:
+        text += f" (always naming the largest class: {percent(majority)})"
+    return text
+
+
+def _class_rows(classes: Iterable[Summary]) -> list[tuple[str, str]]:
+    """Write the accuracy of the classes that are recognised least, and which have no images."""
+    classes = list(classes)
+    empty = [one["class"] for one in classes if not one["images"]]
+    known = sorted((one for one in classes if one["images"]), key=lambda one: one["accuracy"])
+    rows = []
+    if known:
+        worst = [
+            f"{_short(one['class'])} {percent(one['accuracy'])} of {one['images']}"
+            for one in known[:_WORST]
+        ]
+        rows.append(("worst classes", ", ".join(worst)))
+    if empty:
+        named = ", ".join(map(_short, empty[:_WORST]))
+        more = f" and {len(empty) - _WORST} more" if len(empty) > _WORST else ""
+        rows.append(("without images", f"{named}{more}"))
+    return rows
+
+
+#: Share of the images in the largest class from which it is worth telling.
+_MUCH = 0.6
+#: Classes that a table names.
+_WORST = 5
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 30 else f"{name[:29]}…"
 
 
 def print_inspection(result: Summary, groups: bool) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,10 +21,31 @@ class Evaluation:
     #: Loss, averaged over images.
     loss: float
     images: int
+    #: By class: images, and those of them that were recognised, [J].
+    class_images: tuple[int, ...]
+    class_correct: tuple[int, ...]
+
+    @property
+    def majority_rate(self) -> float:
+        """Accuracy of who always names the largest class."""
+        return max(self.class_images) / self.images
 
     def to_dict(self) -> dict[str, float]:
-        """Give the fields as they are written to JSON."""
-        return asdict(self)
+        """Give accuracy, loss and images as they are written to JSON."""
+        return {"accuracy": self.accuracy, "loss": self.loss, "images": self.images}
+
+    def by_class(self, class_names: Sequence[str]) -> list[dict[str, Any]]:
+        """Give name, number of images and accuracy of each class; None where it has no image.
+
+        Args:
+            class_names: J of them, in order.
+        """
+        return [
+            {"class": name, "images": images, "accuracy": correct / images if images else None}
+            for name, images, correct in zip(
+                class_names, self.class_images, self.class_correct, strict=True
+            )
+        ]
 
 
 @torch.no_grad()
@@ -41,15 +63,26 @@ def evaluate(
         ValueError: if there are no images.
     """
     network.eval()
-    loss = correct = None
+    loss = by_class = None
     images = 0
     for batch, labels in batches:
         outputs = network(batch)
         batch_loss = objective.loss(outputs, labels).double() * len(labels)
-        batch_correct = (objective.scores(outputs).argmax(dim=1) == labels).sum()
+        scores = objective.scores(outputs)
+        right = labels[scores.argmax(dim=1) == labels]
+        counts = torch.stack(
+            [torch.bincount(of, minlength=scores.shape[1]) for of in (labels, right)]
+        )
         loss = batch_loss if loss is None else loss + batch_loss
-        correct = batch_correct if correct is None else correct + batch_correct
+        by_class = counts if by_class is None else by_class + counts
         images += len(labels)
-    if loss is None or correct is None:
+    if loss is None or by_class is None:
         raise ValueError("There are no images to evaluate on.")
-    return Evaluation(accuracy=int(correct) / images, loss=float(loss) / images, images=images)
+    class_images, class_correct = by_class.tolist()
+    return Evaluation(
+        accuracy=sum(class_correct) / images,
+        loss=float(loss) / images,
+        images=images,
+        class_images=tuple(class_images),
+        class_correct=tuple(class_correct),
+    )

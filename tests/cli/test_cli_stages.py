@@ -181,7 +181,14 @@ def test_evaluate_takes_what_was_finished_last(copied: Path, latest: str) -> Non
 def test_evaluate_agrees_with_the_stage(finished: Path) -> None:
     outcome = call("evaluate", "--json", folder=finished)
     stages = json.loads((finished / "runs" / "default" / "run.json").read_text())["stages"]
-    assert json.loads(outcome.out)["accuracy"] == stages["caps"]["summary"]["accuracy"]
+    found, caps = json.loads(outcome.out), stages["caps"]["summary"]
+    assert found["accuracy"] == caps["accuracy"]
+    assert [one["class"] for one in found["classes"]] == list("0123456789")
+    assert sum(one["images"] for one in found["classes"]) == found["images"]
+    by_accuracy = sorted(found["classes"], key=lambda one: one["accuracy"])
+    assert caps["worst_classes"] == by_accuracy[:5]
+    assert 0.1 <= found["majority_rate"] == caps["majority_rate"] < 0.2
+    assert "worst classes" in call("evaluate", folder=finished).out
 
 
 def test_pruned_backbone_is_exported_without_capsules(finished: Path, tmp_path: Path) -> None:

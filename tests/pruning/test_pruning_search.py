@@ -210,6 +210,24 @@ def test_samplers_are_told_numbers_in_the_order_of_the_candidates(entries):
             assert one.objective > two.objective
 
 
+def test_a_candidate_whose_outputs_are_no_numbers_comes_last_and_has_no_loss_in_json():
+    broken, poor = (
+        Candidate(index, (0.5,), 1, 0.5, 1, 0.0, loss)
+        for index, loss in enumerate((float("inf"), 50.0))
+    )
+    assert broken.rank < poor.rank and broken.objective <= poor.objective
+    assert "loss" not in broken.to_dict()
+    assert Candidate.from_dict(broken.to_dict()) == broken
+
+
+def test_outputs_that_are_no_numbers_score_nothing(tiny):
+    (task,) = tasks(tiny, 1)
+    with torch.no_grad():
+        next(tiny.model.parameters()).fill_(float("nan"))
+    outcome = evaluator(tiny)(task)
+    assert (outcome.score, outcome.loss) == (0.0, float("inf"))
+
+
 @settings(max_examples=200)
 @given(
     candidates=st.integers(1, 2000),

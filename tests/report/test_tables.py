@@ -11,6 +11,53 @@ def test_counts(value, written):
     assert tables.count(value) == written
 
 
+@pytest.mark.parametrize("value", [None, float("nan"), float("inf")])
+def test_what_is_no_number_is_not_available(value):
+    assert tables.percent(value) == tables.number(value) == "not available"
+
+
+def evaluation(counts, accuracy=0.5, loss=0.25):
+    classes = [
+        {"class": name, "images": images, "accuracy": right / images if images else None}
+        for name, (images, right) in counts.items()
+    ]
+    images = sum(one["images"] for one in classes)
+    return {
+        "checkpoint": "runs/default/caps",
+        "model": "resnet18",
+        "data": "digits",
+        "split": "test",
+        "accuracy": accuracy,
+        "loss": loss,
+        "images": images,
+        "majority_rate": max(one["images"] for one in classes) / images,
+        "classes": classes,
+    }
+
+
+def test_an_evaluation_names_the_worst_classes_and_those_without_images(capsys):
+    counts = {f"class {n}": (10, n) for n in range(9)} | {"none": (0, 0)}
+    tables.print_evaluation(evaluation(counts))
+    out = capsys.readouterr().out
+    assert "class 0 0.00 % of 10, class 1 10.00 % of 10, class 2" in out
+    assert "class 5" not in out and "without images" in out
+    assert "largest class" not in out
+
+
+@pytest.mark.parametrize(
+    ("counts", "accuracy", "told"),
+    [
+        ({"ill": (16, 0), "well": (984, 984)}, 0.984, True),  # it always says "well"
+        ({"ill": (16, 16), "well": (984, 980)}, 0.996, True),
+        ({"a": (50, 40), "b": (50, 40)}, 0.8, False),
+        ({"a": (50, 10), "b": (50, 20)}, 0.3, True),  # worse than a guess
+    ],
+)
+def test_the_rate_of_the_largest_class_stands_where_it_tells(capsys, counts, accuracy, told):
+    tables.print_evaluation(evaluation(counts, accuracy))
+    assert ("always naming the largest class" in capsys.readouterr().out) == told
+
+
 def measurement(variant, batch, **changed):
     return {
         "variant": variant,

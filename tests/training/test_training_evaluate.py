@@ -32,6 +32,21 @@ def test_averages_are_over_images_not_batches(sizes):
     }
 
 
+def test_each_class_has_its_own_accuracy():
+    images = torch.eye(4).repeat(3, 1)
+    labels = torch.tensor([0, 1, 1, 1] * 3)  # class 3 is absent, and 2 too
+    network = nn.Identity()
+    result = evaluate(network, [(images[:5], labels[:5]), (images[5:], labels[5:])], CROSS_ENTROPY)
+    assert (result.class_images, result.class_correct) == ((3, 9, 0, 0), (3, 3, 0, 0))
+    assert result.majority_rate == 0.75 and result.accuracy == 0.5
+    assert result.by_class("abcd") == [
+        {"class": "a", "images": 3, "accuracy": 1.0},
+        {"class": "b", "images": 9, "accuracy": 1 / 3},
+        {"class": "c", "images": 0, "accuracy": None},
+        {"class": "d", "images": 0, "accuracy": None},
+    ]
+
+
 def test_evaluation_mode_without_gradients():
     network = nn.Sequential(nn.BatchNorm1d(6), nn.Dropout(0.9), nn.Linear(6, 4)).train()
     before = {key: value.clone() for key, value in network.state_dict().items()}
