@@ -33,7 +33,7 @@ _FORMATS = (
     *("JPEG", "MPO", "PNG", "BMP", "DIB", "GIF", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF"),
     "ICO",
 )
-_ORIENTATION = 0x0112
+_ORIENTATION, _BITS, _FORMAT = 0x0112, 258, 339  # tags of TIFF
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -82,8 +82,8 @@ class Examined:
     Attributes:
         pixels: uint8 [3, S, S]; None if the image is deep and its value range is left open.
         bounds: uint8 [2, 3], least and greatest of these in each channel; None likewise.
-        values: least and greatest finite value if it is deep, that is, holds more than 8 bits a
-            pixel, or signed or real numbers; NaN for an image without finite values.
+        values: least and greatest finite value and the mean of all if it is deep, that is, holds
+            more than 8 bits a pixel, or signed or real numbers; NaN where none is finite.
         whole: whether a deep image holds integers.
         several: whether it holds several frames or pages.
         transparent: whether some of it is transparent.
@@ -92,7 +92,7 @@ class Examined:
 
     pixels: np.ndarray | None
     bounds: np.ndarray | None
-    values: tuple[float, float] | None = None
+    values: tuple[float, float, float] | None = None
     whole: bool = False
     several: bool = False
     transparent: bool = False
@@ -240,11 +240,22 @@ def _is_deep(image: Image.Image) -> bool:
     return image.mode.startswith("I") or image.mode == "F"
 
 
-def _values(image: Image.Image) -> tuple[float, float]:
+def _numbers(image: Image.Image) -> np.ndarray:
+    """The values of a deep image as they are meant: Pillow reads 32 bits as signed."""
     values = np.asarray(image)
+    tags = getattr(image, "tag_v2", {})
+    if values.dtype == np.int32 and tags.get(_BITS) == (32,) and tags.get(_FORMAT, (1,)) == (1,):
+        return values.view(np.uint32)
+    return values
+
+
+def _values(image: Image.Image) -> tuple[float, float, float]:
+    values = _numbers(image)
     if values.dtype.kind == "f":
         values = values[np.isfinite(values)]
-    return (float(values.min()), float(values.max())) if values.size else (math.nan, math.nan)
+    if not values.size:
+        return math.nan, math.nan, math.nan
+    return float(values.min()), float(values.max()), float(values.mean(dtype=np.float64))
 
 
 def _greatest(image: Image.Image) -> int:
@@ -254,7 +265,7 @@ def _greatest(image: Image.Image) -> int:
 def _as_rgb(image: Image.Image, decoding: Decoding) -> Image.Image:
     image.load()
     if _is_deep(image):
-        values = np.asarray(image)
+        values = _numbers(image)
         if decoding.value_range is not None:
             eight_bits = scale(values, decoding.value_range)
         elif values.dtype.kind == "f":

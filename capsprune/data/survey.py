@@ -21,6 +21,9 @@ Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and the total (0 if unknown)."""
 
 _CHUNK = 64
+_DARK = 255 / 16
+"""Mean of deep images below which a user is told; 12 bits that are taken for 16 stay below."""
+
 _NAMED = 10
 """Files or classes that a message names at most."""
 
@@ -116,7 +119,7 @@ def survey(
     view = None if pixels is None else pixels.numpy()
     settled = wanted.value_range is not None
     bounds = np.empty((count, 2, 3), dtype=np.uint8)  # least and greatest value of each channel
-    values = np.full((count, 2), np.nan)
+    values = np.full((count, 3), np.nan)  # least, greatest and mean of deep images
     deep, real, several, transparent = np.zeros((4, count), dtype=bool)
     high_bytes = np.full(count, -1, dtype=np.int16)
 
@@ -139,17 +142,21 @@ def survey(
 
     decoding, notes = wanted, list[str]()
     if deep.any() and not settled:
-        chosen = _range_of(values[deep], whole=not real.any())
+        chosen = _range_of(values[deep, :2], whole=not real.any())
         if chosen is not None:
             decoding = dataclasses.replace(wanted, value_range=chosen)
             notes.append(
                 f"{_images(deep)} of more than 8 bits a pixel: values from {chosen[0]:g} (black) "
                 f"to {chosen[1]:g} (white); --value-range LOW,HIGH chooses others"
             )
-        whole_range = decoding.value_range or (0.0, 65535.0)
-        bounds[deep] = scale(np.nan_to_num(values[deep], nan=whole_range[0]), whole_range)[
-            :, :, None
-        ]
+        low, high = decoding.value_range or (0.0, 65535.0)
+        shown = scale(values[deep], (low, high))
+        bounds[deep] = shown[:, :2, None]
+        if shown[:, 2].mean() < _DARK:
+            notes.append(
+                f"Most of what they show is nearly black, as few values come near {high:g}: see "
+                f"whether a narrower --value-range is better"
+            )
         if view is not None:
 
             def fill(position: int) -> None:
@@ -221,7 +228,7 @@ def _each(
 
 
 def _range_of(values: np.ndarray, whole: bool) -> tuple[float, float] | None:
-    """The range from the least to the greatest value [N, 2]; None where they fill 16 bits."""
+    """The range from the least to the greatest value, [N, 2]; None where they fill 16 bits."""
     finite = values[np.isfinite(values)]
     if not len(finite) or finite.min() == finite.max():
         return None

@@ -111,6 +111,16 @@ def test_full_16_bits_stay_as_they_are(tmp_path):
     assert (stored >> 8).max() in every_pixel(data)
 
 
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_few_bright_spots_that_leave_all_else_black_are_told(tmp_path, monkeypatch, kept):
+    write(tmp_path, scaled(np.uint16, 4095))
+    spot = np.asarray(Image.open(tmp_path / "upper" / "0.png")).copy()
+    spot[3, 3] = 65535
+    Image.fromarray(spot).save(tmp_path / "upper" / "0.png")
+    (note,) = load(tmp_path, kept, monkeypatch).notes
+    assert "nearly black" in note and "--value-range" in note
+
+
 def test_8_bits_stay_as_they_are_and_say_so_where_a_range_is_given(tmp_path):
     plain = load(write(tmp_path))
     assert plain.notes == () and plain.split.value_range is None
