@@ -75,6 +75,7 @@ def profile(options: ProfileOptions, session: Session) -> StageRecord:
             provider=options.provider,
             repeats=options.repeats,
             seed=run.seed,
+            folder=work,
             progress=lambda what, done, total: bar(done, total, what),
         )
     summary = {

@@ -262,6 +262,7 @@ def _profile(
                 batches=recipe.profile.batch,
                 provider=recipe.profile.provider,
                 repeats=recipe.profile.repeats,
+                folder=work,
                 progress=lambda what, done, total: bar(done, total, what),
             )
     result = {**asked, "measurements": [one.to_dict() for one in measurements]}

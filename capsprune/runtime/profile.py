@@ -94,6 +94,7 @@ def profile_variants(
     threads: int | None = None,
     seed: int = 0,
     budget_seconds: float = 20.0,
+    folder: Path | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> list[Measurement]:
     """Measure exported networks beside each other.
@@ -113,6 +114,8 @@ def profile_variants(
         seed: of the random images.
         budget_seconds: a variant that has used so many seconds of timed runs at one batch is timed
             no further, once it was timed 5 times; its warm-up is cut short likewise.
+        folder: for ONNX Runtime's records of single runs, which are removed again; None for the
+            system's temporary one.
         progress: called after each timed run with what was run, how many of the timed runs are
             done, those the budget cut included, and how many there are.
 
@@ -126,7 +129,8 @@ def profile_variants(
     _check(variants, batches, repeats, warmup, threads)
     chosen = resolve_provider(provider)
     kernels = {
-        name: _routing_kernel(path, image_size, chosen, threads) for name, path in variants.items()
+        name: _routing_kernel(path, image_size, chosen, threads, folder)
+        for name, path in variants.items()
     }
     # Each variant, and beside it the same file without the op library where that has a part.
     runs = [(name, True) for name in variants]
@@ -157,7 +161,9 @@ def profile_variants(
             memory = _memory(path, batch, used, image_size, threads)
             p25, p50, p75 = np.percentile(one.seconds, [25, 50, 75]) * 1000
 
-            share = functools.partial(_routing_share, path, images, used, threads, budget_seconds)
+            share = functools.partial(
+                _routing_share, path, images, used, threads, budget_seconds, folder
+            )
             measurements.append(
                 Measurement(
                     variant=name,
@@ -284,10 +290,11 @@ def _node_events(
     threads: int | None,
     runs: int,
     budget_seconds: float,
+    folder: Path | None,
     native: bool,
 ) -> list[dict[str, Any]]:
     """The events of ONNX Runtime's own profiler over one run, and as many more as asked for."""
-    with tempfile.TemporaryDirectory(prefix="capsprune-") as directory:
+    with tempfile.TemporaryDirectory(prefix=".nodes-", dir=folder) as directory:
         opened = session(
             path,
             provider=provider,
@@ -301,7 +308,13 @@ def _node_events(
             spent += profiled.run()
             if spent > budget_seconds / 4:
                 break
-        return json.loads(Path(opened.end_profiling()).read_text(encoding="utf-8"))
+        try:
+            return json.loads(Path(opened.end_profiling()).read_text(encoding="utf-8"))
+        except (OSError, ValueError):  # It says nothing where it cannot write all of it.
+            raise CapspruneError(
+                f"ONNX Runtime's record of a run in {Path(directory).parent} is incomplete; see "
+                "that there is space left, and give the same command again."
+            ) from None
 
 
 def _routing_share(
@@ -310,6 +323,7 @@ def _routing_share(
     provider: str,
     threads: int | None,
     budget_seconds: float,
+    folder: Path | None,
     *,
     native: bool,
 ) -> float | None:
@@ -317,16 +331,18 @@ def _routing_share(
     if provider == "cuda":
         return None
     return routing_share_of(
-        _node_events(path, images, provider, threads, SHARE_RUNS, budget_seconds, native)
+        _node_events(path, images, provider, threads, SHARE_RUNS, budget_seconds, folder, native)
     )
 
 
-def _routing_kernel(path: Path, image_size: int, provider: str, threads: int | None) -> str | None:
+def _routing_kernel(
+    path: Path, image_size: int, provider: str, threads: int | None, folder: Path | None
+) -> str | None:
     """What runs a file's routing in a session that has the op library."""
     image = np.zeros((1, 3, image_size, image_size), np.float32)
     try:
-        events = _node_events(path, image, provider, threads, 0, 0.0, True)
-    except CapspruneError:
+        events = _node_events(path, image, provider, threads, 0, 0.0, folder, True)
+    except (CapspruneError, OSError):
         raise
     except Exception:  # Images that do not fit are told when the variant is warmed up.
         return None

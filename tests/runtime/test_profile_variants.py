@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from native_library import require_library
@@ -29,7 +31,7 @@ def test_profile_of_three_variants(onnx_files, no_meters, tmp_path, monkeypatch,
         "inlined": "portable",
         "plain": None,
     }
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", "/no/such/folder")
     calls = []
     measured = profile_variants(
         onnx_files,
@@ -39,6 +41,7 @@ def test_profile_of_three_variants(onnx_files, no_meters, tmp_path, monkeypatch,
         repeats=6,
         warmup=1,
         threads=1,
+        folder=tmp_path,
         progress=lambda *call: calls.append(call),
     )
     assert [(m.batch, m.variant) for m in measured] == [
@@ -149,3 +152,25 @@ def test_cuda_without_a_gpu(onnx_files, monkeypatch):
 def test_probe_that_fails_is_told(onnx_files, tmp_path):
     with pytest.raises(CapspruneError, match="There is no ONNX file"):
         profile._memory(tmp_path / "gone.onnx", 1, "cpu", 16, None)
+
+
+def test_a_record_of_nodes_that_is_cut_off_is_named(onnx_files, tmp_path, monkeypatch):
+    """ONNX Runtime says nothing where there is no space left."""
+
+    class CutOff:
+        def __init__(self, opened):
+            self._opened = opened
+
+        def __getattr__(self, name):
+            return getattr(self._opened, name)
+
+        def end_profiling(self):
+            path = Path(self._opened.end_profiling())
+            os.truncate(path, path.stat().st_size // 2)
+            return str(path)
+
+    real = profile.session
+    monkeypatch.setattr(profile, "session", lambda *given, **named: CutOff(real(*given, **named)))
+    with pytest.raises(CapspruneError, match=rf"{tmp_path} is incomplete.*space left"):
+        profile_variants({"plain": onnx_files["plain"]}, image_size=16, folder=tmp_path)
+    assert not list(tmp_path.iterdir())
