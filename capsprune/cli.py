@@ -7,7 +7,8 @@ the fields of its model in `capsprune.recipe`.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import NoneType, UnionType
@@ -188,6 +189,12 @@ def _print_stage(session: Session, stage: StageName, json: bool) -> None:
 
 def _print_json(value: dict[str, Any]) -> None:
     print(dump_json(value, indent=1))
+
+
+def _warn_of(damaged: Mapping[str, str]) -> None:
+    """Name what could not be read, and is left out."""
+    for name, reason in damaged.items():
+        print(f"Warning: {name} is left out: {reason}", file=sys.stderr)
 
 
 @_stage_command("train", TrainOptions, SessionOptions)
@@ -473,6 +480,7 @@ def report_command(
     from capsprune.report.write import write_report
 
     results = collect(sources)
+    _warn_of(results.damaged)
     judged = claims(results)
     files = [str(path) for path in write_report(results, directory, judged)]
     if json:
@@ -484,6 +492,7 @@ def report_command(
                 "rows": plain_rows(results),
                 "claims": [claim.to_dict() for claim in judged],
                 "missing": dict(results.missing),
+                "damaged": dict(results.damaged),
                 "notes": list(results.notes),
             }
         )
@@ -503,15 +512,20 @@ def runs_command(
     from capsprune.run import list_runs
     from capsprune.sweep import list_sweeps
 
-    runs, sweeps = list_runs(runs_dir), list_sweeps(runs_dir)
+    (runs, damaged_runs), (sweeps, damaged_sweeps) = list_runs(runs_dir), list_sweeps(runs_dir)
+    damaged = {**damaged_runs, **damaged_sweeps}
+    _warn_of(damaged)
+    for one in sweeps:
+        _warn_of({f"{one.name}/{name}": reason for name, reason in one.damaged.items()})
     if json:
-        stages = {run.name: sorted(run.stages) for run in runs}
-        _print_json({**stages, **{one.name: {"cells": one.done} for one in sweeps}})
+        found: dict[str, Any] = {run.name: sorted(run.stages) for run in runs}
+        found |= {one.name: {"cells": one.done, "damaged": one.damaged} for one in sweeps}
+        _print_json({**found, **{name: {"damaged": reason} for name, reason in damaged.items()}})
     else:
         if sweeps:
             print_sweeps([(one.name, one.done, len(one.failed)) for one in sweeps])
-            if not runs:
-                return
+        if not runs and (sweeps or damaged):
+            return
         print_runs(
             [
                 (

@@ -9,17 +9,17 @@ import os
 import platform
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from capsprune.bounds import Amount, Name, Seed, check_plain, cut, what_is_wrong
-from capsprune.errors import RunError
+from capsprune.errors import CapspruneError, RunError
 from capsprune.files import (
     BadFileError,
     discard,
@@ -63,6 +63,8 @@ _FILES: tuple[StageName, ...] = ("profile", "analysis")
 #: Characters of a run's name: files beside its folder have longer ones.
 _LONGEST_NAME = 200
 
+_Read = TypeVar("_Read")
+
 _RUN_FILE = "run.json"
 _SPLIT_FILE = "split.json"
 _WORK = ".work"
@@ -103,6 +105,10 @@ class _RunRecord(BaseModel):
     seed: Seed
     versions: dict[Name, Name]
     stages: dict[StageName, StageRecord] = Field(default_factory=dict)
+
+
+class DamagedRun(RunError):
+    """What is known of a run cannot be read."""
 
 
 class _Commit(BaseModel):
@@ -449,15 +455,42 @@ def is_run(directory: Path) -> bool:
     return (directory / _RUN_FILE).is_file()
 
 
-def list_runs(root: Path) -> list[Run]:
-    """Read every run below a folder, by name; folders that hold no run are passed over."""
-    if not root.is_dir():
-        return []
-    return [
-        Run(directory, _read_record(directory))
-        for directory in sorted(root.iterdir())
-        if is_run(directory)
-    ]
+def list_runs(root: Path) -> tuple[list[Run], dict[str, str]]:
+    """Read every run below a folder, by name; folders that hold no run are passed over.
+
+    Returns:
+        Those that can be read, and what is wrong with the others, by name.
+    """
+    return list_readable(root, is_run, lambda directory: Run(directory, _read_record(directory)))
+
+
+def list_readable(
+    root: Path, is_one: Callable[[Path], bool], read: Callable[[Path], _Read]
+) -> tuple[list[_Read], dict[str, str]]:
+    """Read what lies in the folders below a folder, by name.
+
+    Args:
+        root: the folder; there is nothing where it is missing.
+        is_one: whether a folder holds what is to be read.
+        read: raises a CapspruneError for what cannot be.
+
+    Returns:
+        What can be read, and why the others cannot, by name.
+    """
+    found: list[_Read] = []
+    damaged: dict[str, str] = {}
+    for directory in sorted(root.iterdir()) if root.is_dir() else ():
+        try:
+            if is_one(directory):
+                found.append(read(directory))
+        except CapspruneError as error:
+            damaged[directory.name] = str(error)
+        except OSError as error:
+            damaged[directory.name] = (
+                f"{error.filename or directory} cannot be read ({error.strerror}); see to that, or "
+                "move it elsewhere."
+            )
+    return found, damaged
 
 
 def _line_of(stage: StageName) -> list[StageName]:
@@ -518,8 +551,8 @@ def _read_record(directory: Path) -> _RunRecord:
     return record
 
 
-def _damaged(path: Path, reason: str) -> RunError:
-    return RunError(f"{path} is damaged ({reason}); give another --run, or remove that folder.")
+def _damaged(path: Path, reason: str) -> DamagedRun:
+    return DamagedRun(f"{path} is damaged ({reason}); give another --run, or remove that folder.")
 
 
 @functools.cache

@@ -26,7 +26,7 @@ from capsprune.recipe import (
     parse_options,
     read_yaml,
 )
-from capsprune.run import Run, StageName, check_name, is_run, list_runs
+from capsprune.run import Run, StageName, check_name, is_run, list_readable, list_runs
 
 TrunkKind = Literal["frozen", "finetuned"]
 
@@ -52,6 +52,10 @@ CELL_STAGES: tuple[StageName, ...] = ("pruned", "caps", "linear", "onnx", "analy
 
 class SweepError(CapspruneError):
     """A sweep is not there, is another than was asked for, or has cells that failed."""
+
+
+class DamagedSweep(SweepError):
+    """What is known of a sweep cannot be read."""
 
 
 def _distinct(value: Any) -> Any:
@@ -262,7 +266,12 @@ class Sweep:
     @property
     def runs(self) -> dict[str, Run]:
         """The runs that are there, by name, as they are now."""
-        return {run.name: run for run in list_runs(self.directory)}
+        return {run.name: run for run in list_runs(self.directory)[0]}
+
+    @property
+    def damaged(self) -> dict[str, str]:
+        """What is wrong with the runs that are there and cannot be read, by name."""
+        return list_runs(self.directory)[1]
 
     @property
     def done(self) -> dict[str, bool]:
@@ -289,11 +298,13 @@ def is_sweep(directory: Path) -> bool:
     return (directory / _SWEEP_FILE).is_file()
 
 
-def list_sweeps(root: Path) -> list[Sweep]:
-    """Read every sweep below a folder, by name."""
-    if not root.is_dir():
-        return []
-    return [read_sweep(root, path.name) for path in sorted(root.iterdir()) if is_sweep(path)]
+def list_sweeps(root: Path) -> tuple[list[Sweep], dict[str, str]]:
+    """Read every sweep below a folder, by name.
+
+    Returns:
+        Those that can be read, and what is wrong with the others, by name.
+    """
+    return list_readable(root, is_sweep, lambda directory: read_sweep(root, directory.name))
 
 
 def read_sweep(runs_dir: Path, name: str) -> Sweep:
@@ -311,7 +322,7 @@ def read_sweep(runs_dir: Path, name: str) -> Sweep:
         content = _SweepFile.model_validate(read_json(directory / _SWEEP_FILE))
         return Sweep(directory, content.recipe, content.failed)
     except (ValidationError, BadFileError, CapspruneError) as error:
-        raise SweepError(
+        raise DamagedSweep(
             f"{directory / _SWEEP_FILE} is damaged; remove it, and give the sweep's recipe again: "
             "its finished runs are kept."
         ) from error

@@ -208,8 +208,37 @@ def test_listing_passes_over_what_is_no_run(tmp_path):
             make(run, "baseline", id="b1")
     (tmp_path / "c").mkdir()
     (tmp_path / "d.txt").write_text("")
-    assert [run.name for run in list_runs(tmp_path)] == ["a", "b"]
-    assert list_runs(tmp_path / "absent") == []
+    runs, damaged = list_runs(tmp_path)
+    assert [run.name for run in runs] == ["a", "b"] and damaged == {}
+    assert list_runs(tmp_path / "absent") == ([], {})
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b"[" * 100_000, b'{"format": 1}'])
+def test_listing_names_what_is_damaged_and_goes_on(tmp_path, content):
+    for name in ("a", "b", "c"):
+        with open_run(tmp_path, name, create=True) as run:
+            make(run, "baseline", id=name)
+    (tmp_path / "b" / "run.json").write_bytes(content)
+    runs, damaged = list_runs(tmp_path)
+    assert [run.name for run in runs] == ["a", "c"]
+    assert list(damaged) == ["b"] and "run.json is damaged" in damaged["b"]
+
+
+def test_listing_names_what_may_not_be_read(tmp_path, monkeypatch):
+    for name in ("a", "b"):
+        with open_run(tmp_path, name, create=True) as run:
+            make(run, "baseline", id=name)
+    is_file = Path.is_file
+
+    def refuse(path):
+        if path.parent.name == "a":
+            raise PermissionError(13, "Permission denied", str(path))
+        return is_file(path)
+
+    monkeypatch.setattr(Path, "is_file", refuse)
+    runs, damaged = list_runs(tmp_path)
+    assert [run.name for run in runs] == ["b"]
+    assert "Permission denied" in damaged["a"]
 
 
 def test_the_record_says_with_which_versions(tmp_path):

@@ -82,9 +82,9 @@ def sweep(
     opened.failed = {}
     opened.write()
     todo: dict[str, Job] = {}
-    runs = opened.runs
+    runs, damaged = opened.runs, opened.damaged
     for cell in recipe.cells:
-        reason = unfinished(runs.get(cell.name))
+        reason = damaged.get(cell.name, unfinished(runs.get(cell.name)))
         if reason is None:
             continue
         if reason:

@@ -11,8 +11,8 @@ from typing import Any, Literal, TypeVar
 from capsprune.errors import RunError
 from capsprune.report.notes import notes_on
 from capsprune.report.results import Backbone, Cell, Head, Latency, Results, Row, Search
-from capsprune.run import STAGES, Run, StageName, read_run
-from capsprune.sweep import is_sweep, read_sweep
+from capsprune.run import STAGES, DamagedRun, Run, StageName, read_run
+from capsprune.sweep import DamagedSweep, is_sweep, read_sweep
 
 #: Figures of a stage's summary that a cell or a backbone has too.
 _FIGURES = (
@@ -72,6 +72,7 @@ class _Found:
     latencies: list[Latency] = field(default_factory=list)
     analyses: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
+    damaged: dict[str, str] = field(default_factory=dict)
     #: What the training started from, and the part of the images it had.
     weights: set[str] = field(default_factory=set)
     parts: set[float] = field(default_factory=set)
@@ -84,17 +85,24 @@ def collect(sources: Sequence[tuple[Path, str]]) -> Results:
         sources: the folder that holds the runs, and the name of a run or a sweep in it, of each.
 
     Raises:
-        RunError: if one of them is not there, is damaged, or has nothing to report yet.
-        SweepError: if a sweep is damaged.
+        RunError: if one of them is not there or has nothing to report yet, or all are damaged.
+        SweepError: if all of them are damaged.
     """
     sources = list(dict.fromkeys(sources))
     found = _Found()
     for runs_dir, name in sources:
         prefix = f"{name}/" if len(sources) > 1 else ""
-        if is_sweep(runs_dir / name):
-            _read_sweep(runs_dir, name, prefix, found)
-        else:
-            _read_single(runs_dir, name, found)
+        try:
+            if is_sweep(runs_dir / name):
+                _read_sweep(runs_dir, name, prefix, found)
+            else:
+                _read_single(runs_dir, name, found)
+        except (DamagedRun, DamagedSweep) as error:
+            found.damaged[name] = str(error)
+            if len(found.damaged) == len(sources):
+                raise
+    for name, reason in found.damaged.items():
+        _miss(found, name, reason.rstrip("."))
     rows = _rows(found.cells)
     return Results(
         title=", ".join(name for _, name in sources),
@@ -112,6 +120,7 @@ def collect(sources: Sequence[tuple[Path, str]]) -> Results:
         latencies=tuple(found.latencies),
         analyses=found.analyses,
         missing=found.missing,
+        damaged=found.damaged,
         notes=notes_on(rows, found.latencies, found.weights, found.parts),
     )
 
@@ -148,7 +157,8 @@ def _read_sweep(runs_dir: Path, name: str, prefix: str, found: _Found) -> None:
         RunError: if none of them has anything yet.
     """
     sweep = read_sweep(runs_dir, name)
-    runs = sweep.runs
+    runs, damaged = sweep.runs, sweep.damaged
+    found.damaged |= {prefix + run: reason for run, reason in damaged.items()}
     cells = {cell.name for cell in sweep.cells}
     before = len(found.backbones) + len(found.cells)
     for cell in sweep.cells:
@@ -160,6 +170,8 @@ def _read_sweep(runs_dir: Path, name: str, prefix: str, found: _Found) -> None:
             for stage in ("caps", "linear", "onnx", "analysis")
             if run is None or stage not in run.stages
         ]
+        if cell.name in damaged:
+            continue  # named with the others
         if reason := sweep.failed.get(cell.name):
             _miss(found, prefix + cell.name, f"failed: {reason.rstrip('.')}")
         elif run is None:
@@ -168,7 +180,7 @@ def _read_sweep(runs_dir: Path, name: str, prefix: str, found: _Found) -> None:
             _miss(found, prefix + cell.name, f"not done: {', '.join(absent)}")
     # What the cells share is done in runs of its own, and may have failed there.
     for shared, reason in sweep.failed.items():
-        if shared not in cells:
+        if shared not in cells and shared not in damaged:
             _miss(found, prefix + shared, f"failed: {reason.rstrip('.')}")
     if len(found.backbones) + len(found.cells) == before:
         for run_name, run in runs.items():

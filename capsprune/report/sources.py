@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from capsprune.errors import RunError
-from capsprune.run import is_run, list_runs, read_run
+from capsprune.run import DamagedRun, is_run, list_runs, read_run
 from capsprune.sweep import is_sweep, list_sweeps
 
 
@@ -22,13 +22,17 @@ def find_sources(runs_dir: Path, names: Sequence[str]) -> list[tuple[Path, str]]
         What `collect` takes.
 
     Raises:
-        RunError: if one is not there, naming those that are spelt almost like it.
+        RunError: if one is not there, naming those that are spelt almost like it, or if there is
+            one alone and it is damaged.
     """
     for name in names:
         if is_sweep(runs_dir / name):
             continue
         try:
             read_run(runs_dir, name)
+        except DamagedRun:
+            if len(names) == 1:
+                raise
         except RunError:
             near = _near(runs_dir, name)
             if is_run(runs_dir / name) or not near:
@@ -59,6 +63,7 @@ def report_directory(sources: Sequence[tuple[Path, str]], output: Path | None) -
 
 
 def _near(runs_dir: Path, name: str) -> list[str]:
-    known = [run.name for run in list_runs(runs_dir)]
-    known += [sweep.name for sweep in list_sweeps(runs_dir)]
+    (runs, damaged), (sweeps, damaged_sweeps) = list_runs(runs_dir), list_sweeps(runs_dir)
+    known = [*(run.name for run in runs), *(sweep.name for sweep in sweeps)]
+    known += [*damaged, *damaged_sweeps]
     return difflib.get_close_matches(name, known, n=3, cutoff=0.5)

@@ -118,6 +118,20 @@ def test_a_damaged_cell_is_named_and_the_rest_kept(swept, tmp_path):
         weights.write_bytes(whole)
 
 
+def test_a_cell_whose_run_file_is_damaged_is_named_and_the_rest_kept(swept):
+    record = swept / "runs" / "grid" / FROZEN / "run.json"
+    whole = record.read_bytes()
+    record.write_bytes(b"{")
+    try:
+        outcome = sweep(swept, "--json")
+        assert outcome.code == 2 and "1 of 2 cells are done already" in outcome.err
+        assert f"Error: {FROZEN} failed" in outcome.err and "run.json is damaged" in outcome.err
+        assert set(json.loads(outcome.out)["failed"]) == {FROZEN}
+        assert record.read_bytes() == b"{"
+    finally:
+        record.write_bytes(whole)
+
+
 def test_other_options_are_refused(swept):
     outcome = sweep(swept, text=GRID.replace("candidates: 2", "candidates: 3"))
     assert outcome.code == 2 and "was begun with other options (prune)" in outcome.err

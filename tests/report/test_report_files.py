@@ -150,6 +150,59 @@ def test_several_names_need_a_place(tmp_path):
     assert "give --output a folder" in str(done.exception)
 
 
+@pytest.mark.usefixtures("_one_figure")
+def test_a_damaged_run_of_a_sweep_is_named_and_the_rest_reported(tmp_path):
+    make_sweep(tmp_path, seeds=(0,))
+    (tmp_path / "grid" / "mobilenet_v1-50-frozen-s0" / "run.json").write_text("{")
+    done = CliRunner().invoke(app, ["report", "grid", "--json", "--runs-dir", str(tmp_path)])
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.stdout)
+    assert list(told["damaged"]) == ["mobilenet_v1-50-frozen-s0"]
+    assert "run.json is damaged" in told["missing"]["mobilenet_v1-50-frozen-s0"]
+    assert {row["trunk"] for row in told["rows"] if row["pruned"] == 50} == {"finetuned"}
+    (line,) = done.stderr.splitlines()
+    assert "mobilenet_v1-50-frozen-s0 is left out" in line and "run.json is damaged" in line
+    assert "run.json is damaged" in (tmp_path / "grid" / "report.md").read_text(encoding="utf-8")
+    assert "run.json is damaged" in (tmp_path / "grid" / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.usefixtures("_one_figure")
+@pytest.mark.parametrize("damaged", ["one/sweep.json", "alone/run.json"])
+def test_a_report_of_several_goes_on_without_the_one_that_is_damaged(tmp_path, damaged):
+    make_sweep(tmp_path, name="one", seeds=(0,))
+    make_sweep(tmp_path, name="two", seeds=(0,))
+    make_run(tmp_path, "alone", cell())
+    (tmp_path / damaged).write_text("[]")
+    broken = damaged.split("/")[0]
+    output = ("--output", str(tmp_path / "out"), "--runs-dir", str(tmp_path), "--json")
+    done = CliRunner().invoke(app, ["report", "one", "two", "alone", *output])
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.stdout)
+    assert list(told["damaged"]) == [broken] and "damaged" in told["missing"][broken]
+    assert f"Warning: {broken} is left out" in done.stderr
+    alone = CliRunner().invoke(app, ["report", broken, *output])
+    assert isinstance(alone.exception, CapspruneError) and "damaged" in str(alone.exception)
+
+
+def test_runs_are_listed_beside_those_that_are_damaged(tmp_path):
+    for name in ("good", "bad"):
+        make_run(tmp_path, name, cell(), until="pruned")
+    for name in ("grid", "broken"):
+        make_sweep(tmp_path, name=name, seeds=(0,))
+    (tmp_path / "bad" / "run.json").write_text("[]")
+    (tmp_path / "broken" / "sweep.json").write_text("[]")
+    (tmp_path / "grid" / "mobilenet_v1-50-frozen-s0" / "run.json").write_text("[]")
+    listed = CliRunner().invoke(app, ["runs", "--runs-dir", str(tmp_path)])
+    assert listed.exit_code == 0 and "good" in listed.stdout and "grid" in listed.stdout
+    names = [line.split()[1] for line in listed.stderr.splitlines()]
+    assert names == ["bad", "broken", "grid/mobilenet_v1-50-frozen-s0"]
+    told = CliRunner().invoke(app, ["runs", "--json", "--runs-dir", str(tmp_path)])
+    found = json.loads(told.stdout)
+    assert found["good"] == ["baseline", "pruned"]
+    assert "is damaged" in found["bad"]["damaged"] and "is damaged" in found["broken"]["damaged"]
+    assert list(found["grid"]["damaged"]) == ["mobilenet_v1-50-frozen-s0"]
+
+
 def test_an_unknown_name_brings_up_those_near_it(tmp_path):
     make_sweep(tmp_path, name="digits-grid", seeds=(0,))
     done = CliRunner().invoke(app, ["report", "digit-grid", "--runs-dir", str(tmp_path)])
