@@ -2,54 +2,28 @@
 
 from __future__ import annotations
 
-import re
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 
 from capsprune.backbones.registry import backbone
+from capsprune.backbones.state_dicts import (
+    AVERAGED_COUNT,
+    Place,
+    StateDict,
+    library_of,
+    other_namings,
+    places_of,
+    renamed,
+    state_dicts,
+)
 from capsprune.errors import CheckpointError
 
 #: Batch norms count their batches in a tensor that old files lack and that plays no part here.
 COUNTER = "num_batches_tracked"
-
-#: What wrappers of a model, or of its parts, put into the names of its tensors.
-_WRAPPERS = re.compile(
-    r"(?:^(?:module|_net)\.)|(?:(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.)"
-)
-#: Names in the DenseNets that torchvision published, as in denselayer1.norm.1.weight.
-_OLD_DENSENET = re.compile(r"(\bdenselayer\d+\.(?:norm|conv))\.(?=[12]\.)")
-#: A part of a name that says moving average.
-_AVERAGE = re.compile(r"(?:^|[._])(?:ema|swa|averaged?)(?:[._]|$)")
-#: The count that `torch.optim.swa_utils.AveragedModel` keeps beside its average.
-_AVERAGED_COUNT = "n_averaged"
-#: Where training scripts keep what they trained, beside which there may be other weights.
-_USUAL = ((), *((key,) for key in ("state_dict", "model_state_dict", "model", "net")))
-#: How deep dictionaries are searched.
-_DEPTH = 5
-
-#: Whose names these are that torchvision has not. Numbers and parts follow any prefix.
-_OTHERS_NAMES: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
-    (whose, re.compile(rf"(?:^|\.)(?:{names})"))
-    for whose, names in (
-        (
-            "timm's networks",
-            r"conv_stem\.weight|conv_head\.weight|stem\.conv\.weight|s1\.b1\.conv1\.conv\.|"
-            r"stages\.\d\.blocks\.\d|pre_logits\.fc1\.|blocks\.\d\.\d\.conv_|head\.fc\.weight",
-        ),
-        ("the package efficientnet_pytorch", r"_conv_stem\.weight|_blocks\.\d+\._"),
-        (
-            "Hugging Face's transformers",
-            r"embedder\.embedder\.|encoder\.stages\.\d\.layers\.|embeddings\.patch_embeddings\.|"
-            r"embedder\.convolution\.|encoder\.blocks\.\d+\.",
-        ),
-        ("the code of ConvNeXt's authors", r"downsample_layers\.\d|stages\.\d\.\d\.dwconv\."),
-    )
-)
 
 
 @dataclass(frozen=True)
@@ -63,45 +37,6 @@ class Found:
     notes: tuple[str, ...]
     #: Whether the classifier is among them.
     has_classifier: bool
-
-
-@dataclass
-class _StateDict:
-    """One dictionary of tensors in a file."""
-
-    #: Its place in the file.
-    path: tuple[str, ...]
-    tensors: dict[str, Tensor] = field(default_factory=dict)
-    #: Names under which there is something else.
-    others: set[str] = field(default_factory=set)
-    #: Pruning masks, by the names of the tensors that they are for.
-    masks: dict[str, Tensor] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class _Place:
-    """A dictionary, and a prefix in it, under which a backbone's names were found."""
-
-    state: _StateDict
-    prefix: str
-    #: How many of the trunk's tensors there are.
-    count: int
-
-    @property
-    def label(self) -> str:
-        return ".".join((*self.state.path, self.prefix.rstrip("."))).strip(".")
-
-    @property
-    def is_usual(self) -> bool:
-        return not self.prefix and self.state.path in _USUAL
-
-    @property
-    def is_average(self) -> bool:
-        return (
-            _AVERAGE.search(self.label.lower()) is not None
-            or _AVERAGED_COUNT in self.state.tensors
-            or self.prefix + _AVERAGED_COUNT in self.state.tensors
-        )
 
 
 def find_weights(
@@ -126,17 +61,17 @@ def find_weights(
     """
     spec, own = backbone(name), model.state_dict()
     trunk = {k for k in own if k.split(".")[0] in spec.trunk_children and not k.endswith(COUNTER)}
-    states = [_plainly_named(state) for state in _state_dicts(content)]
+    states = list(state_dicts(content))
     if not any(state.tensors for state in states):
         raise CheckpointError(f"{source} holds no state dict; save the model's state_dict() in it.")
-    places = [place for state in states for place in _places(state, trunk)]
+    places = [place for state in states for place in places_of(state, trunk)]
     whole = [place for place in places if place.count == len(trunk)]
-    for naming in () if whole else _other_namings(model, spec.trunk_children):
-        renamed = {theirs for theirs, ours in naming.items() if ours in trunk}
+    for naming in () if whole else other_namings(model, spec.trunk_children):
+        names = {theirs for theirs, ours in naming.items() if ours in trunk}
         whole = [
-            _renamed(place, naming)
+            renamed(place, naming)
             for state in states
-            for place in _places(state, renamed)
+            for place in places_of(state, names)
             if place.count == len(trunk)
         ]
         if whole:
@@ -148,99 +83,14 @@ def find_weights(
     return _take(place, notes, model, name, source)
 
 
-def _state_dicts(content: Any) -> Iterator[_StateDict]:
-    """Go through the dictionaries in a file that hold tensors."""
-    seen: set[int] = set()
-    waiting: list[tuple[tuple[str, ...], Any]] = [((), content)]
-    while waiting:
-        path, value = waiting.pop(0)
-        if not isinstance(value, Mapping) or id(value) in seen or len(path) > _DEPTH:
-            continue
-        seen.add(id(value))
-        state = _StateDict(path)
-        for key, item in value.items():
-            if not isinstance(key, str):
-                continue
-            if isinstance(item, Tensor):
-                state.tensors[key] = item
-            elif isinstance(item, Mapping):
-                waiting.append(((*path, key), item))
-            else:
-                state.others.add(key)
-        yield state
-
-
-def _plainly_named(state: _StateDict) -> _StateDict:
-    """Take off what wrappers and pruning masks add to names, and put new names for old ones."""
-    plain = _StateDict(state.path, others=state.others)
-    for key, value in state.tensors.items():
-        new = _OLD_DENSENET.sub(r"\1", key)
-        while (shorter := _WRAPPERS.sub("", new)) != new:
-            new = shorter
-        plain.tensors[new if new not in plain.tensors else key] = value
-    for key in [key for key in plain.tensors if key.endswith("_mask")]:
-        masked = key.removesuffix("_mask")
-        if f"{masked}_orig" in plain.tensors and masked not in plain.tensors:
-            plain.tensors[masked] = plain.tensors.pop(f"{masked}_orig")
-            plain.masks[masked] = plain.tensors.pop(key)
-    return plain
-
-
-def _places(state: _StateDict, trunk: set[str]) -> Iterator[_Place]:
-    """Find the prefixes under which tensors of the trunk are."""
-    counts: Counter[str] = Counter()
-    for key in state.tensors:
-        start = 0
-        while True:
-            if key[start:] in trunk:
-                counts[key[:start]] += 1
-            start = key.find(".", start) + 1
-            if not start:
-                break
-    for prefix, count in counts.items():
-        yield _Place(state, prefix, count)
-
-
-def _other_namings(model: nn.Module, trunk_children: tuple[str, ...]) -> Iterator[dict[str, str]]:
-    """Give the names that parts of a backbone have when they are saved without it.
-
-    Yields:
-        The backbone's names, by those in the file.
-    """
-    own = list(model.state_dict())
-    # A sequence of its children has numbers in place of their names.
-    numbers = {child: str(number) for number, (child, _) in enumerate(model.named_children())}
-    yield {".".join((numbers[k.split(".")[0]], *k.split(".")[1:])): k for k in own}
-    if len(trunk_children) == 1:  # The trunk is one child, and may be saved alone.
-        child = f"{trunk_children[0]}."
-        yield {key.removeprefix(child): key for key in own if key.startswith(child)}
-
-
-def _renamed(place: _Place, naming: Mapping[str, str]) -> _Place:
-    """Give the tensors at a place the backbone's names."""
-
-    def ours(key: str) -> str:
-        name = key.removeprefix(place.prefix)
-        return place.prefix + naming.get(name, name) if key.startswith(place.prefix) else key
-
-    old = place.state
-    new = _StateDict(
-        old.path,
-        {ours(key): value for key, value in old.tensors.items()},
-        old.others,
-        {ours(key): value for key, value in old.masks.items()},
-    )
-    return _Place(new, place.prefix, place.count)
-
-
 def _choose(
-    places: list[_Place],
+    places: list[Place],
     trunk: set[str],
     own: Mapping[str, Tensor],
     name: str,
     source: str,
     average: bool,
-) -> tuple[_Place, list[str]]:
+) -> tuple[Place, list[str]]:
     """Choose the one place to take the weights from, and say what was chosen."""
     averages = [place for place in places if place.is_average]
     trained = [place for place in places if not place.is_average]
@@ -259,7 +109,7 @@ def _choose(
     notes = []
     if first.is_average:
         notes.append("the moving average of the weights")
-        if first.label:
+        if first.state.path or first.prefix:
             notes[-1] += f" ('{first.label}')"
         if trained:
             notes[-1] += ", as asked"
@@ -272,14 +122,14 @@ def _choose(
     beside = sorted(
         key
         for key in first.state.tensors
-        if not key.startswith(first.prefix) and not key.endswith(_AVERAGED_COUNT)
+        if not key.startswith(first.prefix) and not key.endswith(AVERAGED_COUNT)
     )
     if beside:
         notes.append(f"without {len(beside)} others such as '{beside[0]}'")
     return first, notes
 
 
-def _same_tensors(one: _Place, other: _Place, trunk: set[str], own: Mapping[str, Tensor]) -> bool:
+def _same_tensors(one: Place, other: Place, trunk: set[str], own: Mapping[str, Tensor]) -> bool:
     """Whether two places hold the same numbers, as where a network is registered twice."""
     for key in trunk:
         a, b = one.state.tensors[one.prefix + key], other.state.tensors[other.prefix + key]
@@ -293,13 +143,13 @@ def _same_tensors(one: _Place, other: _Place, trunk: set[str], own: Mapping[str,
     return True
 
 
-def _take(place: _Place, notes: list[str], model: nn.Module, name: str, source: str) -> Found:
+def _take(place: Place, notes: list[str], model: nn.Module, name: str, source: str) -> Found:
     """Take the weights from their place, and check them."""
     own, state = model.state_dict(), place.state
     found = {
         key.removeprefix(place.prefix): value
         for key, value in state.tensors.items()
-        if key.startswith(place.prefix) and not key.endswith(_AVERAGED_COUNT)
+        if key.startswith(place.prefix) and not key.endswith(AVERAGED_COUNT)
     }
     for key, value in list(found.items()):
         if key.endswith(COUNTER) and (key not in own or value.shape != own[key].shape):
@@ -310,7 +160,7 @@ def _take(place: _Place, notes: list[str], model: nn.Module, name: str, source: 
     head_children = children - set(trunk_children)
     for key in foreign:
         if key.split(".")[0] not in head_children:
-            _refuse_foreign_names([state], name, source)
+            _refuse_library([state], name, source)
             raise CheckpointError(
                 f"{source} has a tensor '{place.prefix}{key}' that {name} lacks; give the file's "
                 "own --model."
@@ -446,20 +296,19 @@ def _check_stem(model: nn.Module, found: Mapping[str, Tensor], name: str, source
         )
 
 
-def _refuse_foreign_names(states: Iterable[_StateDict], name: str, source: str) -> None:
-    """Say whose names a state dict has, where they are known."""
-    for whose, pattern in _OTHERS_NAMES:
-        for state in states:
-            if key := next((key for key in state.tensors if pattern.search(key)), None):
-                raise CheckpointError(
-                    f"{source} looks like {whose} ('{key}'), which name and lay out their tensors "
-                    f"otherwise than {name} does here; give a state dict of torchvision's network."
-                )
+def _refuse_library(states: Iterable[StateDict], name: str, source: str) -> None:
+    """Refuse another library's names, saying whose they are."""
+    if found := library_of(states):
+        whose, key = found
+        raise CheckpointError(
+            f"{source} looks like {whose} ('{key}'), which name and lay out their tensors "
+            f"otherwise than {name} does here; give a state dict of torchvision's network."
+        )
 
 
 def _explain(
-    states: list[_StateDict],
-    best: _Place | None,
+    states: list[StateDict],
+    best: Place | None,
     trunk: set[str],
     model: nn.Module,
     name: str,
@@ -472,7 +321,7 @@ def _explain(
     if len(found) > len(trunk) / 2:
         _check_stem(model, found, name, source)
     else:
-        _refuse_foreign_names(states, name, source)
+        _refuse_library(states, name, source)
     if key := next((key for key in state.tensors if "parametrizations." in key), None):
         raise CheckpointError(
             f"{source} keeps weights in parametrised form ('{key}'); call "

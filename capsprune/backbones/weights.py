@@ -115,7 +115,8 @@ def _load(model: nn.Module, name: str, found: Found, source: str) -> None:
         if value.shape != own[key].shape:
             raise CheckpointError(
                 f"Tensor '{key}' of {source} is {list(value.shape)} where {name} has "
-                f"{list(own[key].shape)}; give the unpruned weights of the same model."
+                f"{list(own[key].shape)}; give the unpruned weights of the same model, or import "
+                "what was pruned with import-checkpoint."
             )
     model.load_state_dict(with_versions(model, own | found.tensors))
 
