@@ -18,7 +18,6 @@ from pydantic import (
     ConfigDict,
     Discriminator,
     Field,
-    PositiveInt,
     Tag,
     ValidationError,
 )
@@ -29,12 +28,26 @@ from torch import Tensor, nn
 from capsprune import __version__
 from capsprune.backbones.headed import HeadedNetwork, LinearNetwork
 from capsprune.backbones.registry import build_backbone
-from capsprune.backbones.trunk import trunk_of
+from capsprune.backbones.trunk import trunk_of, trunk_output
 from capsprune.backbones.weights import with_versions
+from capsprune.bounds import (
+    MAX_CLASSES,
+    MAX_ENTRIES,
+    CapsuleSize,
+    ChannelCount,
+    ImageSize,
+    IterationCount,
+    Name,
+    Number,
+    Text,
+    check_plain,
+    cut,
+    what_is_wrong,
+)
 from capsprune.capsules import CapsuleNetwork
 from capsprune.data.transforms import NORMALISATION
 from capsprune.errors import CapspruneError, CheckpointError
-from capsprune.files import dump_json, make_folder, move, scratch
+from capsprune.files import BadFileError, dump_json, make_folder, move, read_json, scratch
 from capsprune.pruning.shrink import layer_channels, resize_layers
 
 if TYPE_CHECKING:
@@ -50,12 +63,12 @@ class DataDescription(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: str
-    class_names: Annotated[tuple[str, ...], Field(min_length=2)]
+    name: Text
+    class_names: Annotated[tuple[Name, ...], Field(min_length=2, max_length=MAX_CLASSES)]
     #: Pixels a side.
-    image_size: PositiveInt
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    image_size: ImageSize
+    mean: tuple[Number, Number, Number]
+    std: tuple[Number, Number, Number]
 
     @classmethod
     def of(cls, splits: DataSplits, image_size: int) -> DataDescription:
@@ -81,10 +94,10 @@ class CapsuleHead(BaseModel):
 
     kind: Literal["capsules"] = "capsules"
     #: K: height and width of the feature map.
-    feature_size: PositiveInt
-    d1: PositiveInt
-    d2: PositiveInt
-    iterations: PositiveInt
+    feature_size: ImageSize
+    d1: CapsuleSize
+    d2: CapsuleSize
+    iterations: IterationCount
 
 
 class LinearHead(BaseModel):
@@ -114,16 +127,19 @@ class Architecture(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     format: Literal[1] = 1
-    id: str
+    id: Name
     #: The id of the checkpoint that this one was made from.
-    parent: str | None
-    capsprune: str
-    model: str
+    parent: Name | None
+    capsprune: Name
+    model: Name
     #: Arguments of the backbone's factory beside the number of classes.
-    arguments: dict[str, int]
+    arguments: dict[Name, int]
     data: DataDescription
     #: Channel counts by layer: of the backbone, or of the trunk where there is a head.
-    channels: dict[str, dict[str, PositiveInt]]
+    channels: Annotated[
+        dict[Name, dict[Annotated[str, Field(pattern="^(in|out)$")], ChannelCount]],
+        Field(max_length=MAX_ENTRIES),
+    ]
     #: What was put in place of the backbone's own pooling and classifier.
     head: Head | None
     #: What was measured when it was made.
@@ -250,18 +266,23 @@ def read_architecture(directory: Path) -> Architecture:
             f"{ARCHITECTURE}; give the directory."
         )
     try:
-        return Architecture.model_validate_json(
-            (directory / ARCHITECTURE).read_text(encoding="utf-8")
-        )
+        return Architecture.model_validate(check_plain(read_json(directory / ARCHITECTURE)))
     except FileNotFoundError:
         raise CheckpointError(
             f"{directory} has no {ARCHITECTURE}, so it is no checkpoint of capsprune; give one "
             "that train, prune or attach-caps left."
         ) from None
-    except (ValidationError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise CheckpointError(
-            f"{directory / ARCHITECTURE} is damaged or foreign; make the checkpoint anew."
+            f"{directory / ARCHITECTURE} is damaged or foreign ({_reason(error)}); make the "
+            "checkpoint anew."
         ) from error
+
+
+def _reason(error: ValueError) -> str:
+    if isinstance(error, ValidationError):
+        return what_is_wrong(error)
+    return f"it {error}" if isinstance(error, BadFileError) else str(error)
 
 
 def verify_checkpoint(directory: Path) -> None:
@@ -301,19 +322,22 @@ def load_checkpoint(directory: Path) -> Checkpoint:
         state = load_file(directory / WEIGHTS)
     try:
         network = _build(architecture, state)
+        _check_fit(network, architecture)
     # A description that was tampered with fails wherever it does not fit.
     except (CapspruneError, ValueError, TypeError, KeyError, RuntimeError) as error:
         raise CheckpointError(
-            f"{directory / ARCHITECTURE} describes no network of capsprune ({error}); make the "
+            f"{directory / ARCHITECTURE} describes no network of capsprune "
+            f"({cut(str(error).rstrip('.'), 300)}); make the "
             "checkpoint anew."
         ) from error
+    state = _as_built(state, network, directory / WEIGHTS)
     try:
         network.load_state_dict(with_versions(network, state), assign=True)
     except RuntimeError as error:
         first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
         raise CheckpointError(
-            f"{directory / WEIGHTS} does not fit its {ARCHITECTURE} ({first}); make the checkpoint "
-            "anew."
+            f"{directory / WEIGHTS} does not fit its {ARCHITECTURE} ({cut(first)}); make the "
+            "checkpoint anew."
         ) from error
     return Checkpoint(network.eval(), architecture)
 
@@ -337,6 +361,64 @@ def _build(architecture: Architecture, state: Mapping[str, Tensor]) -> nn.Module
             classes=classes,
             **architecture.head.model_dump(exclude={"kind"}),
         )
+
+
+def _check_fit(network: nn.Module, architecture: Architecture) -> None:
+    """Let a network without values see an image without values: what does not fit fails here.
+
+    Raises:
+        CheckpointError: if the head is for another trunk, or for images of another size.
+        ModelError, RuntimeError: if the layers do not fit each other, or nothing is left of images
+            of this size.
+    """
+    size, head = architecture.data.image_size, architecture.head
+    network.eval()
+    if not isinstance(network, HeadedNetwork):
+        network.to("meta")(torch.empty(1, 3, size, size, device="meta"))
+        return
+    channels, feature_size = trunk_output(network.trunk.to("meta"), size)
+    expected = channels, feature_size
+    if isinstance(network, CapsuleNetwork) and isinstance(head, CapsuleHead):
+        expected = network.primary_caps.conv.in_channels, head.feature_size
+    elif isinstance(network, LinearNetwork):
+        expected = network.classifier.in_features, feature_size
+    if (channels, feature_size) != expected:
+        raise CheckpointError(
+            f"the trunk gives {channels} channels of {feature_size} x {feature_size} to a head for "
+            f"{expected[0]} of {expected[1]} x {expected[1]}"
+        )
+
+
+def _as_built(state: Mapping[str, Tensor], network: nn.Module, source: Path) -> dict[str, Tensor]:
+    """Give the tensors the types that the network has, where no value is lost by it.
+
+    Raises:
+        CheckpointError: if one holds numbers of another kind, or such as are not finite.
+    """
+    due = {key: value.dtype for key, value in network.state_dict().items()}
+    found: dict[str, Tensor] = {}
+    endless: list[str] = []
+    for key, value in state.items():
+        dtype = due.get(key, value.dtype)
+        if value.is_floating_point() != dtype.is_floating_point:
+            raise CheckpointError(
+                f"{source} has '{cut(key)}' as {_kind(value.dtype)}, where {_kind(dtype)} is due; "
+                "make the checkpoint anew."
+            )
+        found[key] = value.to(dtype)
+        if dtype.is_floating_point and not torch.isfinite(found[key]).all():
+            endless.append(cut(key))
+    if endless:
+        more = f" and {len(endless) - 3} more" if len(endless) > 3 else ""
+        raise CheckpointError(
+            f"{source} has numbers that are not finite (NaN or infinity) in "
+            f"{', '.join(endless[:3])}{more}; make the checkpoint anew."
+        )
+    return found
+
+
+def _kind(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _second_size(state: Mapping[str, Tensor], key: str, dimensions: int, layers: str) -> int:

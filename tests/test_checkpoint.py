@@ -203,6 +203,33 @@ def test_capsule_layers_that_are_missing_are_named(damaged):
         (("channels", "bn1", "out"), -1),
         (("data", "image_size"), "big"),
         (("data", "class_names"), []),
+        (("data", "class_names"), ["x" * 10**6, "y"]),
+        (("data", "class_names"), [str(n) for n in range(200_000)]),
+        (("data", "image_size"), 16),
+        (("data", "image_size"), 64),
+        (("data", "image_size"), 10**6),
+        (("data", "image_size"), 10**9),
+        (("data", "image_size"), 10**30),
+        (("data", "mean"), [0.5, 0.5]),
+        (("data", "mean"), [1e308, 0.5, 0.5]),
+        (("data", "mean"), [float("nan"), 0.5, 0.5]),
+        (("head", "iterations"), 10**9),
+        (("head", "d1"), 10**9),
+        (("head", "kind"), "spiral"),
+        (("head", "kind"), ["capsules"]),
+        (("arguments", "stem_stride"), 0),
+        (("arguments", "stem_stride"), -1),
+        (("arguments", "stem_stride"), 3),
+        (("arguments", "stem_stride"), 10**30),
+        (("arguments", "progress"), 1),
+        (("channels", "conv1", "out"), 10**30),
+        (("channels", "conv1", "up"), 3),
+        (("channels",), {}),
+        (("channels",), []),
+        (("metrics",), {"accuracy": 1e308}),
+        (("metrics",), [1]),
+        (("id",), "x" * 10**6),
+        (("parent",), 5),
     ],
 )
 def test_a_description_that_does_not_fit_is_refused(damaged, path, value):
@@ -216,6 +243,7 @@ def test_a_description_that_does_not_fit_is_refused(damaged, path, value):
     with pytest.raises(CheckpointError) as error:
         load_checkpoint(damaged)
     assert str(damaged) in str(error.value)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 700 + len(str(damaged))
 
 
 def test_places_where_there_is_no_checkpoint(tmp_path, damaged):
@@ -230,4 +258,49 @@ def test_places_where_there_is_no_checkpoint(tmp_path, damaged):
             read_architecture(tmp_path / place)
     (damaged / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"no model\.safetensors"):
+        load_checkpoint(damaged)
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff", b"[" * 10**6, b"null", b"[1]"])
+def test_a_description_that_is_none_is_refused(damaged, content):
+    (damaged / "architecture.json").write_bytes(content)
+    with pytest.raises(CheckpointError, match="damaged or foreign"):
+        read_architecture(damaged)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_weights_of_another_precision_become_single(damaged, dtype):
+    state = load_file(damaged / "model.safetensors")
+    changed = {k: v.to(dtype) if v.is_floating_point() else v.int() for k, v in state.items()}
+    save_file(changed, damaged / "model.safetensors")
+    network = load_checkpoint(damaged).network
+    for key, value in network.state_dict().items():
+        assert value.dtype == state[key].dtype
+        assert torch.equal(value, changed[key].to(value.dtype))
+    network(torch.randn(2, 3, 32, 32))
+
+
+@pytest.mark.parametrize(
+    ("key", "change", "said"),
+    [
+        (
+            "trunk.conv1.weight",
+            lambda v: v.to(torch.int8),
+            "conv1.* as int8, where float32",
+        ),
+        ("trunk.bn1.num_batches_tracked", lambda v: v.double(), "as float64, where int64 is due"),
+        (
+            "trunk.conv1.weight",
+            lambda v: v * float("nan"),
+            "not finite .* in trunk.conv1",
+        ),
+        ("output_caps.weight", lambda v: v.double() * 1e300, "not finite .* in output_caps"),
+        ("trunk.bn1.running_var", lambda v: v + float("inf"), "not finite .* in trunk"),
+    ],
+)
+def test_numbers_that_cannot_be_used_are_refused_by_name(damaged, key, change, said):
+    state = load_file(damaged / "model.safetensors")
+    assert key in state
+    save_file(state | {key: change(state[key])}, damaged / "model.safetensors")
+    with pytest.raises(CheckpointError, match=said):
         load_checkpoint(damaged)

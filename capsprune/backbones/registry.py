@@ -110,6 +110,9 @@ _REFUSED: dict[str, str] = {
 #: Below this image size MobileNetV1's stem keeps the resolution (see `MobileNetV1`).
 _SMALL_IMAGE = 64
 
+#: What `backbone_arguments` may give, by backbone and argument.
+_ARGUMENTS: dict[str, dict[str, tuple[int, ...]]] = {"mobilenet_v1": {"stem_stride": (1, 2)}}
+
 
 def backbone(name: str) -> Backbone:
     """Look a backbone up.
@@ -156,9 +159,13 @@ def build_backbone(name: str, num_classes: int, **arguments: Any) -> nn.Module:
         arguments: those of `backbone_arguments`.
 
     Raises:
-        ModelError: if the name is unknown.
+        ModelError: if the name is unknown, or an argument is none of these.
     """
     backbone(name)
+    for key, value in arguments.items():
+        known = _ARGUMENTS.get(name, {}).get(key)
+        if known is None or value not in known:
+            raise ModelError(f"{name} takes no {key} of {value}.")
     if name == "mobilenet_v1":
         from capsprune.backbones.mobilenet_v1 import MobileNetV1
 
