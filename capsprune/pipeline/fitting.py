@@ -16,6 +16,7 @@ from capsprune.data.sources import DataSplits
 from capsprune.data.transforms import evaluation_transform, training_transform
 from capsprune.pipeline.session import EVALUATION_BATCH, Session
 from capsprune.runtime.meters import TrainingMeter
+from capsprune.training.device import gpu_of
 from capsprune.training.evaluate import Evaluation, evaluate
 from capsprune.training.fit import Epoch, History, Images, fit
 from capsprune.training.objective import CROSS_ENTROPY, Objective
@@ -69,7 +70,7 @@ def fit_network(
         evaluation_transform(image_size),
     )
     note = ""
-    meter = TrainingMeter(gpu=fabric.device.type == "cuda")
+    meter = TrainingMeter(gpu=gpu_of(fabric.device))
     with progress.bar(title) as bar:
 
         def show_step(done: int, total: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -18,10 +18,12 @@ from capsprune.inspection import checkpoint_costs
 from capsprune.pipeline.export import export_checkpoint
 from capsprune.pipeline.session import Session
 from capsprune.pipeline.stage import Stage
+from capsprune.progress import Progress
 from capsprune.recipe import ProfileOptions
 from capsprune.run import StageRecord
-from capsprune.runtime.profile import profile_variants
+from capsprune.runtime.profile import Measurement, profile_variants
 from capsprune.runtime.sessions import resolve_provider
+from capsprune.training.device import gpu_number
 
 #: Names of the variants, in the order of the table.
 UNPRUNED_LINEAR = "unpruned, linear"
@@ -43,7 +45,8 @@ def profile(options: ProfileOptions, session: Session) -> StageRecord:
     """
     run = session.run
     exported = run.require("onnx", "profile")
-    resolve_provider(options.provider)
+    gpu = gpu_number(session.device)
+    tried = resolve_provider(options.provider, gpu)
     stage = Stage.of(session, "profile", options, exported.id)
     if record := stage.done():
         return record
@@ -77,7 +80,9 @@ def profile(options: ProfileOptions, session: Session) -> StageRecord:
             seed=run.seed,
             folder=work,
             progress=lambda what, done, total: bar(done, total, what),
+            gpu=gpu,
         )
+    say_where(tried, measurements, session.progress)
     summary = {
         "variants": {
             name: {
@@ -92,6 +97,15 @@ def profile(options: ProfileOptions, session: Session) -> StageRecord:
     result = work / "profile.json"
     result.write_text(dump_json(summary, indent=1) + "\n", encoding="utf-8")
     return stage.commit(result, uuid.uuid4().hex, summary)
+
+
+def say_where(tried: str, measurements: Sequence[Measurement], progress: Progress) -> None:
+    """Say where it was measured, if that is not where it should have been."""
+    if tried == "cuda" and any(one.provider == "cpu" for one in measurements):
+        progress.say(
+            "ONNX Runtime could not load its CUDA provider, whose CUDA and cuDNN libraries are not "
+            "installed or are too old: all of it was measured on the CPU"
+        )
 
 
 def _unpruned(session: Session, pruned: Checkpoint) -> Checkpoint:

@@ -21,6 +21,7 @@ from capsprune.pipeline.attach_linear import attach_linear
 from capsprune.pipeline.export import export, export_checkpoint
 from capsprune.pipeline.import_checkpoint import import_checkpoint
 from capsprune.pipeline.jobs import Job, run_jobs
+from capsprune.pipeline.profile import say_where
 from capsprune.pipeline.prune import prune
 from capsprune.pipeline.session import Session
 from capsprune.pipeline.train import train
@@ -28,7 +29,9 @@ from capsprune.progress import Progress
 from capsprune.recipe import ImportOptions, Recipe
 from capsprune.run import Run, StageName, open_run, read_run
 from capsprune.runtime.profile import profile_variants
+from capsprune.runtime.sessions import resolve_provider
 from capsprune.sweep import CELL_STAGES, GridCell, Sweep, SweepRecipe, open_sweep
+from capsprune.training.device import gpu_number
 
 #: The last job: all networks beside each other in ONNX Runtime.
 _PROFILE = "profile"
@@ -264,7 +267,11 @@ def _profile(
                 repeats=recipe.profile.repeats,
                 folder=work,
                 progress=lambda what, done, total: bar(done, total, what),
+                gpu=gpu_number(device),
             )
+        say_where(
+            resolve_provider(recipe.profile.provider, gpu_number(device)), measurements, progress
+        )
     result = {**asked, "measurements": [one.to_dict() for one in measurements]}
     write_text(opened.profile_path, dump_json(result, indent=1) + "\n")
 

@@ -23,6 +23,7 @@ def measure_memory(
     provider: str,
     image_size: int,
     threads: int | None = None,
+    gpu: int = 0,
 ) -> dict[str, float | None]:
     """Open a session in this process, run it, and say what memory that took.
 
@@ -32,6 +33,7 @@ def measure_memory(
         provider: "cpu" or "cuda".
         image_size: height and width of the images.
         threads: threads of one operator; None leaves it to ONNX Runtime.
+        gpu: number of the GPU.
 
     Returns:
         `peak_memory_mb`: the process's peak resident memory from before the session was made (with
@@ -44,16 +46,16 @@ def measure_memory(
     images = np.random.default_rng(0).standard_normal(
         (batch, 3, image_size, image_size), dtype=np.float32
     )
-    gpu_before = meters.gpu_memory_used_mb() if provider == "cuda" else None
+    gpu_before = meters.gpu_memory_used_mb(gpu) if provider == "cuda" else None
     meters.reset_peak_resident()
     before = meters.resident_mb()
-    opened = session(path, provider=provider, threads=threads)
+    opened = session(path, provider=provider, threads=threads, gpu=gpu)
     loading_peak = meters.peak_resident_mb()
     can_reset = meters.reset_peak_resident()
     for _ in range(RUNS):
         opened.run(None, {opened.get_inputs()[0].name: images})
     running_peak = meters.peak_resident_mb()
-    gpu_after = meters.gpu_memory_used_mb() if provider == "cuda" else None
+    gpu_after = meters.gpu_memory_used_mb(gpu) if provider == "cuda" else None
 
     def above(peak: float | None, start: float | None) -> float | None:
         return None if peak is None or start is None else peak - start

@@ -1,7 +1,11 @@
-"""Meters of memory and energy. Where a meter is missing its reading is None, never 0."""
+"""Meters of memory and energy. Where a meter is missing its reading is None, never 0.
+
+A GPU is named by the number that CUDA gives it: N of "cuda:N".
+"""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import sys
@@ -20,25 +24,29 @@ POWERCAP = Path("/sys/class/powercap")
 BYTES_PER_MB = 1_000_000
 
 
-def gpu_present() -> bool:
-    """Whether there is an NVIDIA GPU that this process may use."""
-    return _gpu() is not None
+def gpu_present(gpu: int = 0) -> bool:
+    """Whether there is such an NVIDIA GPU that this process may use."""
+    return _gpu(gpu) is not None
 
 
-def gpu_memory_used_mb() -> float | None:
-    """Memory in use on the GPU by all processes, in MB."""
-    return _gpu_reading(lambda nvml, gpu: nvml.nvmlDeviceGetMemoryInfo(gpu).used / BYTES_PER_MB)
-
-
-def gpu_energy_joules() -> float | None:
-    """Joules the GPU has used since its driver was loaded."""
+def gpu_memory_used_mb(gpu: int = 0) -> float | None:
+    """Memory in use on a GPU by all processes, in MB."""
     return _gpu_reading(
-        lambda nvml, gpu: nvml.nvmlDeviceGetTotalEnergyConsumption(gpu) / 1000  # From millijoules.
+        gpu, lambda nvml, handle: nvml.nvmlDeviceGetMemoryInfo(handle).used / BYTES_PER_MB
+    )
+
+
+def gpu_energy_joules(gpu: int = 0) -> float | None:
+    """Joules that a GPU has used since its driver was loaded."""
+    return _gpu_reading(
+        gpu,
+        # From millijoules.
+        lambda nvml, handle: nvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1000,
     )
 
 
 def energy_joules(
-    work: Callable[[], object], *, gpu: bool, powercap: Path = POWERCAP
+    work: Callable[[], object], *, gpu: int | None, powercap: Path = POWERCAP
 ) -> float | None:
     """Do some work and return the joules that the device used meanwhile.
 
@@ -47,7 +55,7 @@ def energy_joules(
 
     Args:
         work: called once, or not at all where there is no meter.
-        gpu: measure the GPU; otherwise the processors, all sockets together.
+        gpu: which one to measure; None for the processors, all sockets together.
         powercap: directory of the processors' energy counters.
     """
     counter = EnergyCounter(gpu=gpu, powercap=powercap)
@@ -65,15 +73,15 @@ class EnergyCounter:
     called now and then.
     """
 
-    def __init__(self, *, gpu: bool, powercap: Path = POWERCAP) -> None:
+    def __init__(self, *, gpu: int | None, powercap: Path = POWERCAP) -> None:
         """Begin to count.
 
         Args:
-            gpu: measure the GPU; otherwise the processors, all sockets together.
+            gpu: which one to measure; None for the processors, all sockets together.
             powercap: directory of the processors' energy counters.
         """
         self._gpu = gpu
-        self._packages = [] if gpu else _cpu_packages(powercap)
+        self._packages = _cpu_packages(powercap) if gpu is None else []
         self._last = self._counts()
         #: None where there is no meter.
         self.joules: float | None = None if self._last is None else 0.0
@@ -81,7 +89,7 @@ class EnergyCounter:
     @property
     def meter(self) -> str:
         """What is read: "NVML" or "RAPL"."""
-        return "NVML" if self._gpu else "RAPL"
+        return "RAPL" if self._gpu is None else "NVML"
 
     def read(self) -> None:
         """Add what was used since the last reading to `joules`."""
@@ -95,7 +103,7 @@ class EnergyCounter:
             used = after - before
             if used < 0:  # The counter began anew.
                 limit = None
-                if not self._gpu:
+                if self._gpu is None:
                     limit = _read_int(self._packages[position] / "max_energy_range_uj")
                 if limit is None:
                     self.joules = None
@@ -106,8 +114,8 @@ class EnergyCounter:
 
     def _counts(self) -> list[float] | None:
         """Joules on each counter."""
-        if self._gpu:
-            joules = gpu_energy_joules()
+        if self._gpu is not None:
+            joules = gpu_energy_joules(self._gpu)
             return None if joules is None else [joules]
         counts = [_microjoules(package) for package in self._packages]
         if not counts or None in counts:
@@ -121,18 +129,18 @@ class TrainingMeter:
     #: Seconds between two readings.
     INTERVAL = 10.0
 
-    def __init__(self, *, gpu: bool) -> None:
+    def __init__(self, *, gpu: int | None) -> None:
         """Begin to measure.
 
         Args:
-            gpu: measure the GPU, by NVML; otherwise this process's resident set, and RAPL.
+            gpu: which one to measure, by NVML; None for this process's resident set, and RAPL.
         """
         self._gpu = gpu
         self._energy = EnergyCounter(gpu=gpu)
         self._peak: float | None = None
         self._next = 0.0
         # Where the system cannot begin anew, the peak is that of the whole process.
-        if not gpu:
+        if gpu is None:
             reset_peak_resident()
 
     def tick(self) -> None:
@@ -151,14 +159,14 @@ class TrainingMeter:
         self._read()
         return {
             "peak_memory_mb": self._peak,
-            "memory_meter": "NVML" if self._gpu else "resident set",
+            "memory_meter": "resident set" if self._gpu is None else "NVML",
             "energy_joules": self._energy.joules,
             "energy_meter": None if self._energy.joules is None else self._energy.meter,
         }
 
     def _read(self) -> None:
         # torch keeps the GPU memory that it once took, so a reading now and then has the peak.
-        now = gpu_memory_used_mb() if self._gpu else peak_resident_mb()
+        now = peak_resident_mb() if self._gpu is None else gpu_memory_used_mb(self._gpu)
         if now is not None:
             self._peak = now if self._peak is None else max(self._peak, now)
         self._energy.read()
@@ -206,30 +214,58 @@ def _nvml() -> ModuleType | None:
     return pynvml
 
 
-def _gpu() -> Any | None:
-    """NVML's handle of the GPU that CUDA calls device 0."""
+def _gpu(index: int) -> Any | None:
+    """NVML's handle of the GPU that CUDA gives this number; NVML counts them in its own order."""
     nvml = _nvml()
     if nvml is None:
         return None
+    if (name := _uuid_by_cuda(index)) is not None:
+        for kind in ("GPU", "MIG"):
+            with contextlib.suppress(nvml.NVMLError):
+                return nvml.nvmlDeviceGetHandleByUUID(f"{kind}-{name}")
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    first = "0" if visible is None else visible.split(",")[0].strip()
     try:
-        if first.startswith(("GPU-", "MIG-")):
-            return nvml.nvmlDeviceGetHandleByUUID(first)
-        index = int(first)
-        if not 0 <= index < nvml.nvmlDeviceGetCount():
-            return None
-        return nvml.nvmlDeviceGetHandleByIndex(index)
-    except (ValueError, nvml.NVMLError):
+        if visible is None:
+            return _by_number(nvml, index)
+        # CUDA takes no notice of what stands behind the first name that means nothing.
+        handles = [_by_name(nvml, name.strip()) for name in visible.split(",")[: index + 1]]
+        return handles[index]
+    except (ValueError, IndexError, nvml.NVMLError):
         return None
 
 
-def _gpu_reading(read: Callable[[Any, Any], float]) -> float | None:
-    nvml, gpu = _nvml(), _gpu()
-    if nvml is None or gpu is None:
+def _uuid_by_cuda(index: int) -> str | None:
+    """What CUDA itself says, where this process uses it anyway: to ask would take GPU memory."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized() or index >= torch.cuda.device_count():
+        return None
+    found = getattr(torch.cuda.get_device_properties(index), "uuid", None)
+    return None if found is None else str(found)
+
+
+def _by_name(nvml: Any, name: str) -> Any:
+    """The GPU that a part of CUDA_VISIBLE_DEVICES names: by number, or by the start of its UUID."""
+    if not name.startswith(("GPU-", "MIG-")):
+        return _by_number(nvml, int(name))
+    with contextlib.suppress(nvml.NVMLError):
+        return nvml.nvmlDeviceGetHandleByUUID(name)
+    handles = [nvml.nvmlDeviceGetHandleByIndex(n) for n in range(nvml.nvmlDeviceGetCount())]
+    (handle,) = (one for one in handles if nvml.nvmlDeviceGetUUID(one).startswith(name))
+    return handle
+
+
+def _by_number(nvml: Any, number: int) -> Any:
+    if not 0 <= number < nvml.nvmlDeviceGetCount():
+        raise IndexError(number)
+    return nvml.nvmlDeviceGetHandleByIndex(number)
+
+
+def _gpu_reading(gpu: int, read: Callable[[Any, Any], float]) -> float | None:
+    nvml, handle = _nvml(), _gpu(gpu)
+    if nvml is None or handle is None:
         return None
     try:
-        return read(nvml, gpu)
+        return read(nvml, handle)
     except nvml.NVMLError:  # This GPU has no such meter.
         return None
 

@@ -96,6 +96,7 @@ def profile_variants(
     budget_seconds: float = 20.0,
     folder: Path | None = None,
     progress: Callable[[str, int, int], None] | None = None,
+    gpu: int = 0,
 ) -> list[Measurement]:
     """Measure exported networks beside each other.
 
@@ -107,7 +108,7 @@ def profile_variants(
         variants: ONNX files by name, each with one input [batch, 3, S, S].
         image_size: S.
         batches: images in one run; each is measured.
-        provider: "auto", "cpu" or "cuda".
+        provider: "cpu", "cuda", or "auto": CUDA where it works for all variants, else the CPU.
         repeats: timed runs of each variant at each batch.
         warmup: runs before them that are not timed, at least 1.
         threads: threads that one operator may use on the CPU; None leaves it to ONNX Runtime.
@@ -118,6 +119,7 @@ def profile_variants(
             system's temporary one.
         progress: called after each timed run with what was run, how many of the timed runs are
             done, those the budget cut included, and how many there are.
+        gpu: number of the GPU, where one is used.
 
     Returns:
         One measurement for each batch and variant, in the order given, variants innermost.
@@ -127,9 +129,16 @@ def profile_variants(
         CapspruneError: if an argument is out of range, or a file cannot be run on such images.
     """
     _check(variants, batches, repeats, warmup, threads)
-    chosen = resolve_provider(provider)
+    chosen = resolve_provider(provider, gpu)
+    if chosen == "cuda" and provider == "auto":
+        # What is compared must run in one place.
+        opened_on = {
+            provider_of(session(path, provider="auto", threads=threads, gpu=gpu))
+            for path in variants.values()
+        }
+        chosen = "cuda" if opened_on == {"cuda"} else "cpu"
     kernels = {
-        name: _routing_kernel(path, image_size, chosen, threads, folder)
+        name: _routing_kernel(path, image_size, chosen, threads, folder, gpu)
         for name, path in variants.items()
     }
     # Each variant, and beside it the same file without the op library where that has a part.
@@ -138,7 +147,9 @@ def profile_variants(
         if kernels[name] == NATIVE:
             runs.insert(runs.index((name, True)) + 1, (name, False))
     sessions = {
-        (name, native): session(variants[name], provider=provider, threads=threads, native=native)
+        (name, native): session(
+            variants[name], provider=chosen, threads=threads, native=native, gpu=gpu
+        )
         for name, native in runs
     }
     measurements = []
@@ -156,18 +167,16 @@ def profile_variants(
                 progress(f"{what}, batch {batch}", index * rounds + turn, len(batches) * rounds)
         for name, path in variants.items():
             one, portable = timed[name, True], timed.get((name, False))
-            # "auto" falls back to the CPU where CUDA's libraries are missing.
-            used = provider_of(one.session) if chosen == "cuda" else "cpu"
-            memory = _memory(path, batch, used, image_size, threads)
+            memory = _memory(path, batch, chosen, image_size, threads, gpu)
             p25, p50, p75 = np.percentile(one.seconds, [25, 50, 75]) * 1000
 
             share = functools.partial(
-                _routing_share, path, images, used, threads, budget_seconds, folder
+                _routing_share, path, images, chosen, threads, budget_seconds, folder
             )
             measurements.append(
                 Measurement(
                     variant=name,
-                    provider=used,
+                    provider=chosen,
                     batch=batch,
                     image_size=image_size,
                     latency_ms=float(p50),
@@ -179,7 +188,9 @@ def profile_variants(
                     peak_memory_mb=memory["peak_memory_mb"],
                     running_memory_mb=memory["running_memory_mb"],
                     gpu_memory_mb=memory["gpu_memory_mb"],
-                    energy_joules_per_image=_energy_per_image(one, used),
+                    energy_joules_per_image=_energy_per_image(
+                        one, gpu if chosen == "cuda" else None
+                    ),
                     routing_share=share(native=True),
                     routing_kernel=kernels[name],
                     portable_latency_ms=(
@@ -257,11 +268,11 @@ def _time_in_turns(
 
 
 def _memory(
-    path: Path, batch: int, provider: str, image_size: int, threads: int | None
+    path: Path, batch: int, provider: str, image_size: int, threads: int | None, gpu: int = 0
 ) -> dict[str, float | None]:
     """Run the memory probe in a process of its own."""
     try:
-        return processes.call(measure_memory, path, batch, provider, image_size, threads)
+        return processes.call(measure_memory, path, batch, provider, image_size, threads, gpu)
     except processes.ChildError as error:
         raise CapspruneError(
             f"The memory of '{path}' at batch {batch} could not be measured ({error}); give a "
@@ -269,7 +280,7 @@ def _memory(
         ) from None
 
 
-def _energy_per_image(timed: _Timed, provider: str) -> float | None:
+def _energy_per_image(timed: _Timed, gpu: int | None) -> float | None:
     runs = 0
 
     def work() -> None:
@@ -279,7 +290,7 @@ def _energy_per_image(timed: _Timed, provider: str) -> float | None:
             timed.run()
             runs += 1
 
-    joules = meters.energy_joules(work, gpu=provider == "cuda")
+    joules = meters.energy_joules(work, gpu=gpu)
     return None if joules is None else joules / (runs * len(timed.images))
 
 
@@ -292,6 +303,7 @@ def _node_events(
     budget_seconds: float,
     folder: Path | None,
     native: bool,
+    gpu: int = 0,
 ) -> list[dict[str, Any]]:
     """The events of ONNX Runtime's own profiler over one run, and as many more as asked for."""
     with tempfile.TemporaryDirectory(prefix=".nodes-", dir=folder) as directory:
@@ -301,6 +313,7 @@ def _node_events(
             threads=threads,
             native=native,
             profile_prefix=Path(directory) / "nodes",
+            gpu=gpu,
         )
         profiled = _Timed(opened, images)
         spent = profiled.run()
@@ -336,12 +349,17 @@ def _routing_share(
 
 
 def _routing_kernel(
-    path: Path, image_size: int, provider: str, threads: int | None, folder: Path | None
+    path: Path,
+    image_size: int,
+    provider: str,
+    threads: int | None,
+    folder: Path | None,
+    gpu: int = 0,
 ) -> str | None:
     """What runs a file's routing in a session that has the op library."""
     image = np.zeros((1, 3, image_size, image_size), np.float32)
     try:
-        events = _node_events(path, image, provider, threads, 0, 0.0, folder, True)
+        events = _node_events(path, image, provider, threads, 0, 0.0, folder, True, gpu)
     except (CapspruneError, OSError):
         raise
     except Exception:  # Images that do not fit are told when the variant is warmed up.

@@ -23,6 +23,7 @@ def session(
     threads: int | None = None,
     native: bool = True,
     profile_prefix: Path | str | None = None,
+    gpu: int = 0,
 ) -> onnxruntime.InferenceSession:
     """Open an ONNX file to run it.
 
@@ -34,12 +35,13 @@ def session(
             routing node runs as the file's own function of standard ops otherwise.
         profile_prefix: record the time of every node; `end_profiling()` of the session writes it to
             a file whose path begins so, and returns that path.
+        gpu: number of the GPU, as CUDA counts them.
 
     Raises:
         DeviceError: if the provider is unknown, or "cuda" and there is no working CUDA.
         CapspruneError: if the file is missing or is no ONNX file that can be run.
     """
-    chosen = resolve_provider(provider)
+    chosen = resolve_provider(provider, gpu)
     if not isinstance(model, bytes):
         model = str(model)
         if not Path(model).is_file():
@@ -63,7 +65,9 @@ def session(
             if chosen == "cuda":
                 _load_cuda_libraries()
             opened = onnxruntime.InferenceSession(
-                model, options, providers=[_CUDA, _CPU] if chosen == "cuda" else [_CPU]
+                model,
+                options,
+                providers=[(_CUDA, {"device_id": gpu}), _CPU] if chosen == "cuda" else [_CPU],
             )
     except Exception as error:  # ONNX Runtime raises many kinds, with no common base.
         what = "These bytes" if isinstance(model, bytes) else f"'{model}'"
@@ -71,7 +75,16 @@ def session(
         raise CapspruneError(
             f"{what} cannot be run by ONNX Runtime ({cause}); export the network again."
         ) from error
-    if provider == "cuda" and provider_of(opened) != "cuda":
+    if chosen == "cuda" and provider_of(opened) != "cuda":
+        if provider == "auto":
+            # Anew, with what a session on the CPU has: threads and the op library's kernels.
+            return session(
+                model,
+                provider="cpu",
+                threads=threads,
+                native=native,
+                profile_prefix=profile_prefix,
+            )
         raise DeviceError(
             "ONNX Runtime could not load its CUDA provider, whose CUDA and cuDNN libraries are not "
             "installed or are too old; install them, or use --provider cpu."
@@ -91,8 +104,15 @@ def op_library(provider: str = "cpu") -> Path | None:
     return library_path() if provider == "cpu" or has_cuda() else None
 
 
-def resolve_provider(provider: str) -> str:
+def resolve_provider(provider: str, gpu: int = 0) -> str:
     """Say which of "cpu" and "cuda" a request stands for on this machine.
+
+    For "auto" that is what will be tried: a session falls back to the CPU where CUDA's libraries
+    are missing, which `provider_of` it tells.
+
+    Args:
+        provider: "auto", "cpu" or "cuda".
+        gpu: number of the GPU.
 
     Raises:
         DeviceError: if the provider is unknown, or "cuda" and there is no NVIDIA GPU or no ONNX
@@ -103,11 +123,11 @@ def resolve_provider(provider: str) -> str:
     if provider == "cpu":
         return "cpu"
     # onnxruntime-gpu names CUDA even where there is no GPU, and then runs on the CPU.
-    if gpu_present() and _CUDA in onnxruntime.get_available_providers():
+    if gpu_present(gpu) and _CUDA in onnxruntime.get_available_providers():
         return "cuda"
     if provider == "auto":
         return "cpu"
-    missing = "onnxruntime-gpu" if gpu_present() else "NVIDIA GPU"
+    missing = "onnxruntime-gpu" if gpu_present(gpu) else "NVIDIA GPU"
     raise DeviceError(
         "--provider cuda needs an NVIDIA GPU and onnxruntime-gpu with CUDA; no "
         f"{missing} was found, use --provider cpu."

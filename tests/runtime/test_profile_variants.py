@@ -144,7 +144,7 @@ def test_nothing_to_profile():
 
 
 def test_cuda_without_a_gpu(onnx_files, monkeypatch):
-    monkeypatch.setattr(sessions, "gpu_present", lambda: False)
+    monkeypatch.setattr(sessions, "gpu_present", lambda gpu=0: False)
     with pytest.raises(DeviceError, match="--provider cuda needs an NVIDIA GPU"):
         profile_variants(onnx_files, image_size=16, provider="cuda")
 

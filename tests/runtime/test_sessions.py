@@ -6,20 +6,23 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from capsprune.errors import CapspruneError, DeviceError
 from capsprune.export.ort import quiet_stderr
+from capsprune.pipeline.profile import say_where
 from capsprune.runtime import resolve_provider, session, sessions
+from capsprune.runtime.profile import profile_variants
 
 IMAGES = np.zeros((2, 3, 16, 16), np.float32)
 
 
 @pytest.fixture
 def no_gpu(monkeypatch):
-    monkeypatch.setattr(sessions, "gpu_present", lambda: False)
+    monkeypatch.setattr(sessions, "gpu_present", lambda gpu=0: False)
 
 
 @pytest.mark.parametrize("provider", ["cpu", "auto"])
@@ -52,13 +55,58 @@ def test_cuda_without_a_gpu(onnx_files, no_gpu):
 
 
 def test_cuda_without_onnxruntime_gpu(monkeypatch):
-    monkeypatch.setattr(sessions, "gpu_present", lambda: True)
+    monkeypatch.setattr(sessions, "gpu_present", lambda gpu=0: True)
     monkeypatch.setattr(
         sessions.onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"]
     )
     assert resolve_provider("auto") == "cpu"
     with pytest.raises(DeviceError, match="no onnxruntime-gpu was found"):
         resolve_provider("cuda")
+
+
+@pytest.fixture
+def gpu_without_cudnn(monkeypatch):
+    """A GPU, and an ONNX Runtime that knows CUDA but cannot load it: then it runs on the CPU."""
+    monkeypatch.setattr(sessions, "gpu_present", lambda gpu=0: True)
+    real = sessions.onnxruntime.InferenceSession
+    asked = []
+
+    def open_session(model, options, providers):
+        asked.append(providers)
+        return real(model, options, providers=["CPUExecutionProvider"])
+
+    monkeypatch.setattr(
+        sessions.onnxruntime,
+        "get_available_providers",
+        lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"],
+    )
+    monkeypatch.setattr(sessions.onnxruntime, "InferenceSession", open_session)
+    return asked
+
+
+def test_auto_falls_back_to_a_session_as_the_cpu_has_it(onnx_files, gpu_without_cudnn):
+    opened = session(onnx_files["caps"], provider="auto", gpu=1)
+    assert sessions.provider_of(opened) == "cpu"
+    assert gpu_without_cudnn == [
+        [("CUDAExecutionProvider", {"device_id": 1}), "CPUExecutionProvider"],
+        ["CPUExecutionProvider"],
+    ]
+    with pytest.raises(DeviceError, match="could not load its CUDA provider"):
+        session(onnx_files["caps"], provider="cuda")
+
+
+@pytest.mark.usefixtures("gpu_without_cudnn")
+def test_auto_profiles_on_the_cpu_where_cuda_cannot_be_loaded(onnx_files):
+    measurements = profile_variants(
+        {"caps": onnx_files["caps"]}, image_size=16, batches=(1,), repeats=1, warmup=1, threads=1
+    )
+    assert [one.provider for one in measurements] == ["cpu"]
+    assert measurements[0].routing_share is not None  # as on the CPU
+    assert measurements[0].gpu_memory_mb is None
+    said = []
+    say_where("cuda", measurements, SimpleNamespace(say=said.append))
+    say_where("cpu", measurements, SimpleNamespace(say=pytest.fail))
+    assert "could not load its CUDA provider" in said[0] and "on the CPU" in said[0]
 
 
 def test_unknown_provider(onnx_files):
