@@ -142,6 +142,9 @@ class Architecture(BaseModel):
     ]
     #: What was put in place of the backbone's own pooling and classifier.
     head: Head | None
+    #: Digest of the split by which it was trained, which lies beside it; None where it is not
+    #: known, as in older checkpoints.
+    split: str | None = None
     #: What was measured when it was made.
     metrics: dict[str, Any]
 

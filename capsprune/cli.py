@@ -24,11 +24,13 @@ from capsprune.recipe import (
     AnalyseOptions,
     AttachCapsOptions,
     AttachLinearOptions,
+    ComputingOptions,
     EvaluateOptions,
     ExportOptions,
     ImportOptions,
     InspectOptions,
     Options,
+    Precision,
     ProfileOptions,
     PruneOptions,
     RunOptions,
@@ -74,6 +76,7 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback when some
 RunName = Annotated[str, typer.Option("--run", help="Name of the run.")]
 RunsDir = Annotated[Path, typer.Option("--runs-dir", help="Folder that holds the runs.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, or cuda:N.")]
+PrecisionFlag = Annotated[Precision, typer.Option("--precision", help="Precision of training.")]
 RecipeFile = Annotated[Path, typer.Argument(help="YAML file with the options of all stages.")]
 
 
@@ -154,10 +157,9 @@ def _session(options: SessionOptions, verbose: bool, create: bool = False) -> It
     from capsprune.progress import TerminalProgress
     from capsprune.run import open_run
 
+    precision = options.precision if isinstance(options, ComputingOptions) else "32-true"
     with open_run(options.runs_dir, options.run, options.seed, create=create) as run:
-        yield Session(
-            run, options.device, options.precision, options.overwrite, TerminalProgress(verbose)
-        )
+        yield Session(run, options.device, precision, options.overwrite, TerminalProgress(verbose))
 
 
 _TITLES = {
@@ -197,8 +199,8 @@ def _warn_of(damaged: Mapping[str, str]) -> None:
         print(f"Warning: {name} is left out: {reason}", file=sys.stderr)
 
 
-@_stage_command("train", TrainOptions, SessionOptions)
-def train(options: TrainOptions, shared: SessionOptions, json: bool, verbose: bool) -> None:
+@_stage_command("train", TrainOptions, ComputingOptions)
+def train(options: TrainOptions, shared: ComputingOptions, json: bool, verbose: bool) -> None:
     """Train the baseline: the unpruned backbone."""
     from capsprune.pipeline.train import train as stage
 
@@ -207,8 +209,8 @@ def train(options: TrainOptions, shared: SessionOptions, json: bool, verbose: bo
         _print_stage(session, "baseline", json)
 
 
-@_stage_command("prune", PruneOptions, SessionOptions)
-def prune(options: PruneOptions, shared: SessionOptions, json: bool, verbose: bool) -> None:
+@_stage_command("prune", PruneOptions, ComputingOptions)
+def prune(options: PruneOptions, shared: ComputingOptions, json: bool, verbose: bool) -> None:
     """Prune the baseline to a part of its FLOPs and fine-tune it.
 
     Where the run has no baseline, one is trained first.
@@ -236,9 +238,9 @@ def import_checkpoint(
         _print_stage(session, "pruned", json)
 
 
-@_stage_command("attach-caps", AttachCapsOptions, SessionOptions)
+@_stage_command("attach-caps", AttachCapsOptions, ComputingOptions)
 def attach_caps(
-    options: AttachCapsOptions, shared: SessionOptions, json: bool, verbose: bool
+    options: AttachCapsOptions, shared: ComputingOptions, json: bool, verbose: bool
 ) -> None:
     """Put a capsule head on the pruned trunk and train it."""
     from capsprune.pipeline.attach_caps import attach_caps as stage
@@ -248,9 +250,9 @@ def attach_caps(
         _print_stage(session, "caps", json)
 
 
-@_stage_command("attach-linear", AttachLinearOptions, SessionOptions)
+@_stage_command("attach-linear", AttachLinearOptions, ComputingOptions)
 def attach_linear(
-    options: AttachLinearOptions, shared: SessionOptions, json: bool, verbose: bool
+    options: AttachLinearOptions, shared: ComputingOptions, json: bool, verbose: bool
 ) -> None:
     """Train a linear classifier to compare with.
 
@@ -292,8 +294,8 @@ def profile(options: ProfileOptions, shared: SessionOptions, json: bool, verbose
         _print_stage(session, "profile", json)
 
 
-@_stage_command("analyse", AnalyseOptions, SessionOptions)
-def analyse(options: AnalyseOptions, shared: SessionOptions, json: bool, verbose: bool) -> None:
+@_stage_command("analyse", AnalyseOptions, ComputingOptions)
+def analyse(options: AnalyseOptions, shared: ComputingOptions, json: bool, verbose: bool) -> None:
     """Look into the capsules, and distort the images.
 
     That is: entropy of the bottleneck, what routing does in each iteration, capsules that are never
@@ -306,8 +308,8 @@ def analyse(options: AnalyseOptions, shared: SessionOptions, json: bool, verbose
         _print_stage(session, "analysis", json)
 
 
-@_stage_command("evaluate", EvaluateOptions, SessionOptions)
-def evaluate(options: EvaluateOptions, shared: SessionOptions, json: bool, verbose: bool) -> None:
+@_stage_command("evaluate", EvaluateOptions, ComputingOptions)
+def evaluate(options: EvaluateOptions, shared: ComputingOptions, json: bool, verbose: bool) -> None:
     """Score a checkpoint on images of the run's split."""
     from capsprune.pipeline.evaluate import evaluate_checkpoint
 
@@ -352,6 +354,7 @@ def run_command(
     recipe: RecipeFile,
     runs_dir: RunsDir = Path("runs"),
     device: Device = "auto",
+    precision: PrecisionFlag = "32-true",
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Do finished stages again.")
     ] = False,
@@ -366,8 +369,13 @@ def run_command(
     parsed = read_recipe(recipe)
     from capsprune.pipeline.recipes import run_recipe
 
-    shared = SessionOptions(
-        run=parsed.name, runs_dir=runs_dir, seed=parsed.seed, device=device, overwrite=overwrite
+    shared = ComputingOptions(
+        run=parsed.name,
+        runs_dir=runs_dir,
+        seed=parsed.seed,
+        device=device,
+        precision=precision,
+        overwrite=overwrite,
     )
     with _session(shared, verbose, create=True) as session:
         run_recipe(parsed, session)
@@ -396,6 +404,7 @@ def sweep_command(
     ] = None,
     runs_dir: RunsDir = Path("runs"),
     device: Device = "auto",
+    precision: PrecisionFlag = "32-true",
     json: Json = False,
     verbose: Verbose = False,
     debug: Debug = False,
@@ -418,6 +427,7 @@ def sweep_command(
         runs_dir,
         jobs=jobs,
         device=device,
+        precision=precision,
         checkpoints=checkpoints,
         progress=TerminalProgress(verbose),
     )

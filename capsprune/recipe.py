@@ -6,6 +6,7 @@ A command's options, a recipe's fields and the arguments of `capsprune.pipeline`
 from __future__ import annotations
 
 import difflib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
@@ -84,6 +85,11 @@ def _colour(colour: str) -> str:
     return check_colour(colour)
 
 
+def _none_for(default: float) -> Callable[[Any], Any]:
+    """Write an option at its default as one that is left open, so that both compare equal."""
+    return lambda value: None if value == default else value
+
+
 def _hyphenated(name: str) -> str:
     return name.replace("_", "-")
 
@@ -98,6 +104,8 @@ CandidateCount = Annotated[int, Field(ge=1, le=MAX_CANDIDATES)]
 Ratio = Annotated[float, Field(gt=0, lt=1)]
 Part = Annotated[float, Field(gt=0, le=1)]
 
+Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
+
 # Options that several stages take.
 DataRoot = Annotated[
     FilePath | None,
@@ -106,8 +114,17 @@ DataRoot = Annotated[
         "[default: where the run found them, else $CAPSPRUNE_DATA or ~/.cache/capsprune/data]"
     ),
 ]
+SplitSeed = Annotated[
+    Seed | None,
+    AfterValidator(_none_for(0)),
+    Field(
+        description="Seed of the test images, which do not hang on --seed. [default: those that "
+        "the data set always has here]"
+    ),
+]
 TrainingPart = Annotated[
     Part | None,
+    AfterValidator(_none_for(1)),
     Field(
         description="Part of the training images to use, here and in the stages that follow. "
         "[default: all]"
@@ -149,6 +166,7 @@ Ema = Annotated[
         json_schema_extra={"flags": "--ema"},
     ),
 ]
+DEFAULT_D1 = 8
 Iterations = Annotated[IterationCount, Field(description="Routing iterations.")]
 PrimarySize = Annotated[CapsuleSize, Field(description="Values in a primary capsule.")]
 OutputSize = Annotated[CapsuleSize, Field(description="Values in an output capsule.")]
@@ -180,6 +198,7 @@ class TrainOptions(Options):
         None, description="Pixels a side shown to the network. [default: by data set]"
     )
     part: TrainingPart = None
+    split_seed: SplitSeed = None
     value_range: ValueRange = None
     background: Background = None
     weights: Text = Field("auto", description="Starting weights: auto, imagenet, none, or a file.")
@@ -206,6 +225,9 @@ class PruneOptions(Options):
     )
     value_range: ValueRange = None
     background: Background = None
+    split_seed: Seed | None = Field(
+        None, description="Seed of the test images, likewise. [default: the baseline's]"
+    )
     flops: Part | None = Field(
         None,
         description="FLOPs (multiply-accumulates) that remain, as a part of the unpruned; 1 "
@@ -219,7 +241,7 @@ class PruneOptions(Options):
     primary_caps: PositiveCount | None = Field(
         None, description="Primary capsules that the pruned trunk will have: S / D1, rounded down."
     )
-    d1: PrimarySize = 8
+    d1: PrimarySize = DEFAULT_D1
     latency: Annotated[float, Field(gt=0, le=MAX_COUNT)] | None = Field(
         None,
         description="Most milliseconds for one image, measured on this machine in ONNX Runtime.",
@@ -282,6 +304,7 @@ class ImportOptions(Options):
     part: TrainingPart = None
     value_range: ValueRange = None
     background: Background = None
+    split_seed: SplitSeed = None
 
 
 class HeadOptions(Options):
@@ -303,7 +326,11 @@ class AttachCapsOptions(HeadOptions):
     """Options of `attach-caps`: a capsule head on the pruned trunk, trained."""
 
     iterations: Iterations = 3
-    d1: PrimarySize = 8
+    d1: PrimarySize | None = Field(
+        None,
+        description="Values in a primary capsule. [default: as --d1 of prune said, else "
+        f"{DEFAULT_D1}]",
+    )
     d2: OutputSize = 16
 
 
@@ -408,13 +435,18 @@ class SessionOptions(RunOptions):
         None, description="Seed of everything random. [default: the run's, else 0]"
     )
     device: Text = Field("auto", description="auto, cpu, cuda, or cuda:N.")
-    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = Field(
-        "32-true", description="Precision of training."
-    )
     overwrite: bool = Field(
         False,
         description="Do a finished stage again, replacing what it left.",
         json_schema_extra={"flags": "--overwrite"},
+    )
+
+
+class ComputingOptions(SessionOptions):
+    """Options that every stage takes which trains a network, or shows it images."""
+
+    precision: Precision = Field(
+        "32-true", description="Precision of training; of inference, where nothing is trained."
     )
 
 

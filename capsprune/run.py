@@ -67,6 +67,7 @@ _Read = TypeVar("_Read")
 
 _RUN_FILE = "run.json"
 _SPLIT_FILE = "split.json"
+_OVERWRITE_FILE = "overwrite.json"
 _WORK = ".work"
 _LOCK = ".lock"
 _COMMIT = "commit.json"
@@ -118,6 +119,8 @@ class _Commit(BaseModel):
 
     result: Annotated[str, Field(pattern=r"^[a-z]+(\.json)?$")]
     record: StageRecord
+    #: The split of its images, as JSON, where the run is to take it.
+    split: str | None = None
 
 
 class Run:
@@ -182,18 +185,49 @@ class Run:
     def _is_stale(self, stage: StageName) -> bool:
         """Whether a stage was made from an earlier result than the one that is there now."""
         before = self.stages.get(_MADE_FROM[stage])
-        record = self.stages[stage]
-        named = record.options.get("checkpoint") is not None  # made from something else, as asked
-        return before is not None and not named and record.parent != before.id
+        return (
+            before is not None
+            and not self._is_of_something_named(stage)
+            and self.stages[stage].parent != before.id
+        )
+
+    def _is_of_something_named(self, stage: StageName) -> bool:
+        """Whether a finished stage was made from a checkpoint that was named, as asked."""
+        record = self.stages.get(stage)
+        return record is not None and record.options.get("checkpoint") is not None
+
+    def kept_beside(self, stage: StageName) -> list[StageName]:
+        """The finished stages that stay valid when a stage is made anew: those not made from it."""
+
+        def goes_back_to_it(other: StageName) -> bool:
+            while other in _MADE_FROM and not self._is_of_something_named(other):
+                other = _MADE_FROM[other]
+                if other == stage:
+                    return True
+            return False
+
+        return [other for other in self.stages if other != stage and not goes_back_to_it(other)]
 
     @property
     def _run_flag(self) -> str:
         return "" if self.name == "default" else f" --run {self.name}"
 
     def finished(
-        self, stage: StageName, options: dict[str, Any], parent: str | None, overwrite: bool
+        self,
+        stage: StageName,
+        options: dict[str, Any],
+        parent: str | None,
+        overwrite: bool,
+        read: Callable[[dict[str, Any]], dict[str, Any]] = dict,
     ) -> StageRecord | None:
         """Tell whether a stage is done already, as asked.
+
+        Args:
+            stage: which stage.
+            options: what is asked for.
+            parent: id of what it is to be made from.
+            overwrite: do it again, whatever is there.
+            read: gives stored options as this version writes them; it may raise a RunError.
 
         Returns:
             Its record, or None if it is to be done.
@@ -204,10 +238,11 @@ class Run:
         record = self.stages.get(stage)
         if record is None or overwrite or not self.path(stage).exists():
             return None
+        before = read(record.options)
         changed = [
-            f"{key.replace('_', '-')} {_shown(record.options.get(key))} instead of "
+            f"{key.replace('_', '-')} {_shown(before.get(key))} instead of "
             f"{_shown(options.get(key))}"
-            for key in _changed(record.options, options)
+            for key in _changed(before, options)
         ]
         if not changed and record.parent == parent:
             return record
@@ -217,21 +252,42 @@ class Run:
             "--overwrite to replace it, or another --run."
         )
 
-    def begin(self, stage: StageName, options: dict[str, Any], parent: str | None) -> Path:
+    def begin(
+        self,
+        stage: StageName,
+        options: dict[str, Any],
+        parent: str | None,
+        split: str | None = None,
+        older_split: str | None = None,
+        read: Callable[[dict[str, Any]], dict[str, Any]] = dict,
+    ) -> Path:
         """Open the working directory of a stage.
 
-        What an interrupted attempt with the same options left is kept, anything else is removed.
+        What an interrupted attempt with the same options and images left is kept, anything else is
+        removed.
+
+        Args:
+            stage: which stage.
+            options: what is asked for.
+            parent: id of what it is made from.
+            split: digest of the split of its images.
+            older_split: that of what an older version began, which did not note it there.
+            read: as for `finished`.
 
         Returns:
             The directory, which exists.
         """
         work = self.work(stage)
-        request = {"options": options, "parent": parent}
+        request = {"options": options, "parent": parent, "split": split}
         request_file = work / "request.json"
         try:
             before = read_json(request_file)
-            same = before["parent"] == parent and not _changed(before["options"], options)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            same = (
+                before["parent"] == parent
+                and before.get("split", older_split) == split
+                and not _changed(read(before["options"]), options)
+            )
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RunError):
             same = False
         if not same:
             discard(work)
@@ -252,6 +308,7 @@ class Run:
         parent: str | None,
         seconds: float,
         summary: dict[str, Any],
+        split: str | None = None,
     ) -> StageRecord:
         """Move the result of a stage to its final name, and note that it is done.
 
@@ -263,6 +320,7 @@ class Run:
             parent: id of what the result was made from.
             seconds: how long it took.
             summary: what came of it.
+            split: of its images, as JSON; from now on the run's. None leaves that as it is.
         """
         record = StageRecord(
             options=options,
@@ -274,7 +332,7 @@ class Run:
         )
         flush(result)
         # From here on the stage is done, whatever happens: `_recover` does the rest if need be.
-        noted = _Commit(result=result.name, record=record)
+        noted = _Commit(result=result.name, record=record, split=split)
         write_text(self.work(stage) / _COMMIT, noted.model_dump_json())
         self._finish(stage, noted)
         return record
@@ -288,6 +346,8 @@ class Run:
                 discard(replaced)
                 move(final, replaced)
             move(result, final)
+        if commit.split is not None:
+            self.write_split(commit.split)
         self._record.stages[stage] = commit.record
         self._record.versions = dict(_versions())
         self._save()
@@ -329,17 +389,24 @@ class Run:
             The stage's record, which is the other run's.
 
         Raises:
-            RunError: if the other run has it not, or an older one.
+            RunError: if the other run has it not, or an older one, or stages of this one were made
+                with another split.
         """
         record = source.require(stage, "a run that builds on it")
         kept = self.stages.get(stage)
         if kept is not None and kept.id == record.id and self.path(stage).exists():
             return kept
+        split = source.read_split()
+        stays = self.kept_beside(stage)
+        if stays and split is not None and self.read_split() not in (None, split):
+            raise RunError(
+                f"{stays[0]} of run '{self.name}' was made with another split of the images than "
+                f"{stage} of run '{source.name}'; remove the folder {self.directory}, which is "
+                "then made anew."
+            )
         work = self.begin(stage, record.options, record.parent)
         result = work / "result"
         shutil.copytree(source.path(stage), result, copy_function=_link_or_copy)
-        if self.read_split() is None and (split := source.read_split()) is not None:
-            self.write_split(split)
         return self.commit(
             stage,
             result,
@@ -348,7 +415,33 @@ class Run:
             parent=record.parent,
             seconds=record.seconds,
             summary=record.summary,
+            split=split,
         )
+
+    def read_overwritten(self, request: dict[str, Any]) -> dict[str, str] | None:
+        """Give the ids of the stages that an interrupted request did again, by stage.
+
+        Args:
+            request: what is asked for.
+
+        Returns:
+            None if no such request was interrupted.
+        """
+        try:
+            noted = read_json(self.directory / _WORK / _OVERWRITE_FILE)
+            return dict(noted["done"]) if noted["request"] == request else None
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def note_overwritten(self, request: dict[str, Any], done: dict[str, str]) -> None:
+        """Note which stages a request did again, until `forget_overwritten`."""
+        make_folder(self.directory / _WORK)
+        noted = {"request": request, "done": done}
+        write_text(self.directory / _WORK / _OVERWRITE_FILE, json.dumps(noted))
+
+    def forget_overwritten(self) -> None:
+        """Note that no request to do stages again is under way."""
+        (self.directory / _WORK / _OVERWRITE_FILE).unlink(missing_ok=True)
 
     def read_split(self) -> str | None:
         """Give the run's split of its data set, as JSON, if one was drawn.

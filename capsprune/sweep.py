@@ -20,6 +20,7 @@ from capsprune.recipe import (
     ModelName,
     Options,
     PositiveEpochs,
+    Precision,
     ProfileOptions,
     Recipe,
     RecipeError,
@@ -167,6 +168,7 @@ class _SweepFile(BaseModel):
     recipe: SweepRecipe
     #: Why a run is not finished, by its name.
     failed: dict[str, str]
+    precision: Precision = "32-true"
 
 
 @dataclass(frozen=True)
@@ -241,9 +243,17 @@ def read_sweep_recipe(path: Path) -> SweepRecipe:
 class Sweep:
     """The folder of a sweep. Make one with `open_sweep` or `read_sweep`."""
 
-    def __init__(self, directory: Path, recipe: SweepRecipe, failed: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        recipe: SweepRecipe,
+        failed: Mapping[str, str],
+        precision: str = "32-true",
+    ) -> None:
         """Use `open_sweep` or `read_sweep`."""
         self.directory = directory
+        #: Of training, as `capsprune.training.device.make_fabric` takes it.
+        self.precision = precision
         self.recipe = recipe
         #: Why a run of the sweep is not finished, by its name, where it failed.
         self.failed = dict(failed)
@@ -287,6 +297,7 @@ class Sweep:
         content = {
             "format": 1,
             "recipe": self.recipe.model_dump(mode="json", by_alias=True),
+            "precision": self.precision,
             "failed": self.failed,
         }
         make_folder(self.directory)
@@ -320,7 +331,7 @@ def read_sweep(runs_dir: Path, name: str) -> Sweep:
         )
     try:
         content = _SweepFile.model_validate(read_json(directory / _SWEEP_FILE))
-        return Sweep(directory, content.recipe, content.failed)
+        return Sweep(directory, content.recipe, content.failed, content.precision)
     except (ValidationError, BadFileError, CapspruneError) as error:
         raise DamagedSweep(
             f"{directory / _SWEEP_FILE} is damaged; remove it, and give the sweep's recipe again: "
@@ -328,8 +339,13 @@ def read_sweep(runs_dir: Path, name: str) -> Sweep:
         ) from error
 
 
-def open_sweep(runs_dir: Path, recipe: SweepRecipe) -> Sweep:
+def open_sweep(runs_dir: Path, recipe: SweepRecipe, precision: str = "32-true") -> Sweep:
     """Make the sweep of a recipe, or go on with it.
+
+    Args:
+        runs_dir: the folder of all runs.
+        recipe: of the sweep.
+        precision: of training.
 
     Raises:
         SweepError: if the sweep was begun with other options (its grid may have grown), or there is
@@ -341,7 +357,7 @@ def open_sweep(runs_dir: Path, recipe: SweepRecipe) -> Sweep:
             f"There is a run '{recipe.name}' in {runs_dir} already; give the recipe another name."
         )
     if not is_sweep(directory):
-        return Sweep(directory, recipe, {})
+        return Sweep(directory, recipe, {}, precision)
     before = read_sweep(runs_dir, recipe.name)
     asked = recipe.model_dump(mode="json", by_alias=True)
     had = before.recipe.model_dump(mode="json", by_alias=True)
@@ -351,9 +367,11 @@ def open_sweep(runs_dir: Path, recipe: SweepRecipe) -> Sweep:
         for kind, options in asked["trunks"].items()
         if kind in had["trunks"] and options != had["trunks"][kind]
     ]
+    if precision != before.precision:
+        changed.append("--precision")
     if changed:
         raise SweepError(
             f"Sweep '{recipe.name}' was begun with other options ({', '.join(changed)}); give the "
             "recipe another name, or remove that sweep."
         )
-    return Sweep(directory, recipe, before.failed)
+    return Sweep(directory, recipe, before.failed, precision)

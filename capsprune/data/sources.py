@@ -97,6 +97,7 @@ def load_data(
     seed: int = 0,
     split: Split | None = None,
     part: float = 1.0,
+    test_seed: int | None = None,
     value_range: tuple[float, float] | None = None,
     background: str | None = None,
     download: bool = True,
@@ -110,9 +111,11 @@ def load_data(
             a folder and that was split: that folder, where it was moved.
         image_size: side in pixels that the network takes. Images of a folder are decoded to it;
             all others keep their own size, and a transform resizes the batch.
-        seed: what to draw the split from, non-negative.
-        split: apply this split instead of drawing one; `seed` and `part` then have no effect.
+        seed: what to draw the split from, but for the test images, non-negative.
+        split: apply this split instead of drawing one; the other arguments that say how to draw
+            one then have no effect.
         part: of the training images, to use, in (0, 1].
+        test_seed: what to draw the test images from; None for those that a data set always has.
         value_range: which values of files that hold more than 8 bits a pixel become black and
             white; None for the split's, or for what the files themselves suggest.
         background: #rrggbb, what transparent files are composed onto; None for the split's, or for
@@ -142,7 +145,7 @@ def load_data(
     source = _READERS[data_set_kind(name)](request)
     check_class_names(source.class_names, name)
     if split is None:
-        split = _draw(name, source, seed, part)
+        split = _draw(name, source, seed, part, test_seed)
     else:
         split.require_fit(
             data=name,
@@ -189,7 +192,7 @@ def _missing_classes(class_names: tuple[str, ...], parts: dict[str, ImageSet]) -
             )
 
 
-def _draw(name: str, source: Source, seed: int, part: float) -> Split:
+def _draw(name: str, source: Source, seed: int, part: float, test_seed: int | None) -> Split:
     own = {"validation": source.validation, "test": source.test}
     split = draw_split(
         source.pool.labels.numpy(),
@@ -200,6 +203,7 @@ def _draw(name: str, source: Source, seed: int, part: float) -> Split:
         test_share=source.test_share if source.test is None else None,
         own_counts={name: len(images) for name, images in own.items() if images is not None},
         part=part,
+        test_seed=test_seed,
     )
     return split.model_copy(update=source.noted)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Annotated
 
 import numpy as np
@@ -26,7 +27,9 @@ class Split(BaseModel):
 
     Attributes:
         data: name of the data set that was split.
-        seed: what the split was drawn from.
+        seed: what the split was drawn from, but for the test images.
+        test_seed: what the test images were drawn from; None for `seed`, as it was once.
+        part: of the training images, that was asked for; None in splits of before it was noted.
         method: how it was drawn, for a reader.
         size: number of images in the pool.
         fingerprint: SHA-256 (hex) of the data set: of labels and pixels where it is kept in
@@ -49,6 +52,8 @@ class Split(BaseModel):
 
     data: str
     seed: int
+    test_seed: int | None = None
+    part: float | None = None
     method: str
     size: Annotated[int, Field(ge=1)]
     fingerprint: str
@@ -83,6 +88,36 @@ class Split(BaseModel):
     def decoding(self) -> Decoding:
         """How files become pixels."""
         return Decoding(self.value_range, self.background)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 (hex) of which image goes where and how it is read.
+
+        It is equal for splits that are the same in effect.
+        """
+        # How it was drawn, and what is known of the files, which may move and be repaired.
+        others = {
+            *("data", "seed", "test_seed", "part", "method", "counts"),
+            *("fingerprint", "file_sizes", "verified"),
+        }
+        # Fields at their defaults are left out, so that one that comes later changes no digest.
+        effect = self.model_dump_json(exclude=others, exclude_defaults=True)
+        return hashlib.sha256(effect.encode()).hexdigest()
+
+    @property
+    def used_part(self) -> float:
+        """The part of the training images that is used, as nearly as it is known."""
+        if self.part is not None or not self.unused:
+            return 1.0 if self.part is None else self.part
+        used = self.size - len(self.test or ()) - len(self.unused)
+        return round(used / (used + len(self.unused)), 2)
+
+    @property
+    def used_test_seed(self) -> int | None:
+        """What the test images were drawn from; None where the data set has its own."""
+        if self.test is None:
+            return None
+        return self.seed if self.test_seed is None else self.test_seed
 
     def to_json(self) -> str:
         """The split as JSON text."""
@@ -193,24 +228,39 @@ def draw_split(
     test_share: float | None,
     own_counts: dict[str, int] | None = None,
     part: float = 1.0,
+    test_seed: int | None = None,
 ) -> Split:
     """Draw a split, stratified by class. The same arguments give the same split everywhere.
+
+    The test images do not hang on `seed`: what was trained with one seed has not seen the test
+    images of another.
 
     Args:
         labels: int64 [N], the classes of the pool.
         data: name of the data set.
-        seed: non-negative.
+        seed: of all but the test images, non-negative.
         fingerprint: of the data set.
         validation_share: part of what the test set leaves that validates; None for none.
         test_share: part of the pool that tests; None for none.
         own_counts: sizes of the sets outside the pool, under "validation" and "test".
         part: of what the test set leaves, the part that trains and validates, in (0, 1].
+        test_seed: of the test images, non-negative; None for those that a data set always has.
 
     Raises:
-        DataError: there are too few images to carve these sets out of.
+        DataError: there are too few images to carve these sets out of, or a seed is given for the
+            test images of a data set that comes with its own.
     """
+    if test_share is None and test_seed is not None:
+        raise DataError(
+            f"Data set '{data}' has a test set of its own, so there are no test images to draw: "
+            f"leave out --split-seed."
+        )
+    test_seed = test_seed or 0
     # Separate streams: the validation images of a seed do not hang on how the test set was drawn.
-    streams = [np.random.Generator(np.random.PCG64([seed, stream])) for stream in (0, 1, 2)]
+    streams = [
+        np.random.Generator(np.random.PCG64([of_stream, stream]))
+        for stream, of_stream in enumerate((test_seed, seed, seed))
+    ]
     everything = np.arange(len(labels))
     test = None
     rest = everything
@@ -233,6 +283,8 @@ def draw_split(
     return Split(
         data=data,
         seed=seed,
+        test_seed=None if test is None else test_seed,
+        part=part,
         method=f"stratified by class, {'; '.join(parts)}" if parts else "as the data set came",
         size=len(labels),
         fingerprint=fingerprint,

@@ -60,7 +60,7 @@ def analyse(options: AnalyseOptions, session: Session) -> StageRecord:
         one.to(session.fabric.device).eval()
     steps = -(-len(images) // EVALUATION_BATCH) * (1 + len(DISTORTIONS))
     done = 0
-    with session.progress.bar("Analysing") as bar:
+    with session.progress.bar("Analysing") as bar, session.fabric.autocast():
 
         def step() -> None:
             nonlocal done

@@ -10,7 +10,7 @@ from capsprune.checkpoint import load_checkpoint
 from capsprune.pipeline.heads import load_classes, train_head, trunk_source
 from capsprune.pipeline.session import Session
 from capsprune.pipeline.stage import Stage
-from capsprune.recipe import AttachCapsOptions
+from capsprune.recipe import DEFAULT_D1, AttachCapsOptions
 from capsprune.run import StageRecord
 
 
@@ -22,7 +22,8 @@ def attach_caps(options: AttachCapsOptions, session: Session) -> StageRecord:
             finished with other options.
     """
     source, described = trunk_source(options, session, "attach-caps")
-    stage = Stage.of(session, "caps", options, described.id)
+    d1 = options.d1 or _counted_d1(options, session)
+    stage = Stage.of(session, "caps", options, described.id, d1=d1)
     if record := stage.done():
         return record
 
@@ -34,7 +35,7 @@ def attach_caps(options: AttachCapsOptions, session: Session) -> StageRecord:
         channels=channels,
         feature_size=feature_size,
         classes=len(described.data.class_names),
-        d1=options.d1,
+        d1=d1,
         d2=options.d2,
         iterations=options.iterations,
     )
@@ -55,3 +56,12 @@ def attach_caps(options: AttachCapsOptions, session: Session) -> StageRecord:
         title="Training capsules",
         details={"routing_iterations": options.iterations},
     )
+
+
+def _counted_d1(options: AttachCapsOptions, session: Session) -> int:
+    """The values of a primary capsule with which `prune` counted them, where none are asked for."""
+    pruned = session.run.stages.get("pruned") if options.checkpoint is None else None
+    d1 = DEFAULT_D1 if pruned is None else int(pruned.options.get("d1", DEFAULT_D1))
+    if d1 != DEFAULT_D1:
+        session.progress.say(f"Primary capsules have {d1} values, as --d1 of prune said")
+    return d1

@@ -9,7 +9,13 @@ from capsprune.pipeline.session import Session
 
 
 def require_baseline(
-    session: Session, command: str, *, model: str | None, data: str | None, image_size: int | None
+    session: Session,
+    command: str,
+    *,
+    model: str | None,
+    data: str | None,
+    image_size: int | None,
+    split_seed: int | None = None,
 ) -> Architecture:
     """Give the description of the run's baseline, which must be what was asked for.
 
@@ -19,6 +25,7 @@ def require_baseline(
         model: asked for; None agrees with any, as it does below.
         data: asked for.
         image_size: asked for, in pixels a side.
+        split_seed: asked for, of the test images.
 
     Raises:
         RunError: if the run has no baseline, or one of another kind.
@@ -29,12 +36,14 @@ def require_baseline(
     described = read_architecture(run.path("baseline"))
     if data is not None and data_set_kind(data) == data_set_kind(described.data.name) == FOLDER:
         if data != described.data.name:  # It may have moved: raises if it holds other images.
-            session.data(described.data.name, data_set_folder(data), described.data.image_size)
+            session.data_of(run.path("baseline"), described, data_set_folder(data))
         data = None
+    split = session.split
     for name, asked, has in (
         ("model", model, described.model),
         ("data", data, described.data.name),
         ("image-size", image_size, described.data.image_size),
+        ("split-seed", split_seed, None if split is None else split.used_test_seed),
     ):
         if asked is not None and asked != has:
             raise RunError(

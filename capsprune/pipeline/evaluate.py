@@ -1,4 +1,4 @@
-"""Scoring a checkpoint on a run's images."""
+"""Scoring a checkpoint on the images that it was not trained on, or on those that it was."""
 
 from __future__ import annotations
 
@@ -40,14 +40,18 @@ def evaluate_checkpoint(options: EvaluateOptions, session: Session) -> dict[str,
         source = run.path(latest)
     checkpoint = load_checkpoint(source)
     data = checkpoint.architecture.data
-    splits = session.data(data.name, options.data_root, data.image_size)
+    splits = session.data_of(source, checkpoint.architecture, options.data_root, compared=False)
     images = getattr(splits, options.split)
-    result = score_network(session, checkpoint.network, images, data.image_size, options.batch_size)
+    with session.fabric.autocast():
+        result = score_network(
+            session, checkpoint.network, images, data.image_size, options.batch_size
+        )
     return {
         "checkpoint": str(source),
         "model": checkpoint.architecture.model,
         "data": data.name,
         "split": options.split,
+        "precision": session.precision,
         **result.to_dict(),
         "majority_rate": result.majority_rate,
         "classes": result.by_class(data.class_names),

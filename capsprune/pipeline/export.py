@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from capsprune.checkpoint import Checkpoint, load_checkpoint, read_architecture
-from capsprune.data.loaders import data_loader
-from capsprune.data.sources import DataSplits
+from torch import Tensor
+
+from capsprune.checkpoint import Architecture, Checkpoint, load_checkpoint, read_architecture
 from capsprune.data.transforms import evaluation_transform
-from capsprune.errors import ExportError
+from capsprune.errors import DataError, ExportError
 from capsprune.export import export_onnx
 from capsprune.files import dump_json, replacing
 from capsprune.pipeline.session import Session
 from capsprune.pipeline.stage import Stage
+from capsprune.provenance import random_images, read_verification, verification_images
 from capsprune.recipe import ExportOptions
-
-#: Real images that an exported file is verified on.
-_VERIFICATION_IMAGES = 32
 
 
 def export(options: ExportOptions, session: Session) -> dict[str, Any]:
@@ -41,10 +40,9 @@ def export(options: ExportOptions, session: Session) -> dict[str, Any]:
         checkpoint = load_checkpoint(source)
         target = options.output or source.resolve().with_name(f"{source.resolve().name}.onnx")
         _check_output(target, session.overwrite)
-        data = checkpoint.architecture.data
-        splits = session.data(data.name, options.data_root, data.image_size)
+        images = find_images(session, source, checkpoint.architecture, options.data_root)
         return export_checkpoint(
-            session, checkpoint, splits, target, opset=options.opset, inline=options.inline
+            session, checkpoint, images, target, opset=options.opset, inline=options.inline
         )
 
     run.require("caps", "export")
@@ -56,13 +54,13 @@ def export(options: ExportOptions, session: Session) -> dict[str, Any]:
     record = stage.done()
     if record is None:
         checkpoint = load_checkpoint(run.path("caps"))
-        splits = session.data(described.data.name, options.data_root, described.data.image_size)
-        result = stage.begin(splits) / "result"
+        images = find_images(session, run.path("caps"), described, options.data_root)
+        result = stage.begin() / "result"
         result.mkdir()
         report = export_checkpoint(
             session,
             checkpoint,
-            splits,
+            images,
             result / final.name,
             opset=options.opset,
             inline=options.inline,
@@ -78,25 +76,61 @@ def export(options: ExportOptions, session: Session) -> dict[str, Any]:
     return {**record.summary, "path": str(options.output)}
 
 
+@dataclass(frozen=True)
+class Images:
+    """What an exported file is verified on."""
+
+    #: uint8 [n, C, H, W].
+    pixels: Tensor
+    #: Where they come from, in words.
+    origin: str
+
+
+def find_images(
+    session: Session, source: Path, described: Architecture, data_root: Path | None = None
+) -> Images:
+    """Find images to verify an exported file on.
+
+    They are those that the checkpoint carries; where it is of before they did, test images; where
+    the data set is not there either, noise, which is said.
+
+    Args:
+        session: of the command.
+        source: the checkpoint's directory.
+        described: its description.
+        data_root: where data sets lie; None for where the run's first stage found them.
+
+    Raises:
+        CheckpointError: if what the checkpoint carries is damaged.
+    """
+    carried = read_verification(source)
+    if carried is not None:
+        return Images(carried, "test images that the checkpoint carries")
+    try:
+        splits = session.data_of(source, described, data_root, compared=False)
+    except DataError as error:
+        session.progress.say(f"The file is verified on noise, as there are no images: {error}")
+        return Images(random_images(described.data.image_size, session.run.seed), "noise")
+    return Images(verification_images(splits.test), "test images")
+
+
 def export_checkpoint(
     session: Session,
     checkpoint: Checkpoint,
-    splits: DataSplits,
+    images: Images,
     target: Path,
     *,
     opset: int = 18,
     inline: bool = False,
 ) -> dict[str, Any]:
-    """Export a network and verify the file on real test images."""
+    """Export a network and verify the file on images."""
     described = checkpoint.architecture
-    images = splits.test.select(range(min(_VERIFICATION_IMAGES, len(splits.test))))
-    pixels, _ = next(iter(data_loader(images, batch_size=_VERIFICATION_IMAGES)))
     report = export_onnx(
         checkpoint.network,
         target,
         image_size=described.data.image_size,
         class_names=described.data.class_names,
-        images=evaluation_transform(described.data.image_size)(pixels),
+        images=evaluation_transform(described.data.image_size)(images.pixels),
         metadata={
             "model": described.model,
             "data": described.data.name,
@@ -108,7 +142,7 @@ def export_checkpoint(
         opset=opset,
         inline=inline,
     )
-    return report.to_dict()
+    return {**report.to_dict(), "verified_on": images.origin}
 
 
 def _check_output(target: Path, overwrite: bool) -> None:

@@ -55,9 +55,8 @@ def load_classes(
     Raises:
         RunError: if they have other classes now.
     """
-    data = described.data
-    splits = session.data(data.name, options.data_root, data.image_size)
-    if splits.class_names != data.class_names:
+    splits = session.data_of(source, described, options.data_root)
+    if splits.class_names != described.data.class_names:
         raise RunError(
             f"{source} was made for other classes than data set '{splits.name}' has now; make it "
             "anew."

@@ -45,18 +45,21 @@ def import_checkpoint(options: ImportOptions, session: Session) -> StageRecord:
             data=options.data,
             image_size=image_size,
         ).id
-    stage = Stage.of(session, "pruned", options, baseline, image_size=image_size, sha256=sha256)
+    new = session.new_split("pruned", options, options.checkpoint)
+    stage = Stage.of(
+        session,
+        "pruned",
+        options,
+        baseline,
+        image_size=image_size,
+        sha256=sha256,
+        part=new.part,
+        split_seed=new.seed,
+    )
     if record := stage.done():
         return record
 
-    splits = session.data(
-        options.data,
-        options.data_root,
-        image_size,
-        options.part or 1.0,
-        options.value_range,
-        options.background,
-    )
+    splits = session.new_data(options, image_size, new)
     torch.manual_seed(run.seed)  # a classifier may be drawn anew
     network = build_backbone(options.model, splits.num_classes, **arguments).eval()
     found = read_weights(options.checkpoint, network, options.model, average=options.ema)

@@ -15,7 +15,7 @@ from capsprune.capsules import CapsuleNetwork
 from capsprune.checkpoint import CapsuleHead, Checkpoint, describe_like, load_checkpoint
 from capsprune.files import dump_json
 from capsprune.inspection import checkpoint_costs
-from capsprune.pipeline.export import export_checkpoint
+from capsprune.pipeline.export import export_checkpoint, find_images
 from capsprune.pipeline.session import Session
 from capsprune.pipeline.stage import Stage
 from capsprune.progress import Progress
@@ -59,8 +59,8 @@ def profile(options: ProfileOptions, session: Session) -> StageRecord:
         PRUNED_CAPSULES: pruned_capsules,
     }
     data = unpruned.architecture.data
-    splits = session.data(data.name, None, data.image_size)
-    work = stage.begin(splits)
+    images = find_images(session, run.path("caps"), pruned_capsules.architecture)
+    work = stage.begin()
     files = {
         UNPRUNED_LINEAR: work / "unpruned-linear.onnx",
         UNPRUNED_CAPSULES: work / "unpruned-capsules.onnx",
@@ -69,7 +69,7 @@ def profile(options: ProfileOptions, session: Session) -> StageRecord:
     session.progress.say("Exporting the unpruned networks to compare with")
     for name in (UNPRUNED_LINEAR, UNPRUNED_CAPSULES):
         files[name].unlink(missing_ok=True)
-        export_checkpoint(session, variants[name], splits, files[name])
+        export_checkpoint(session, variants[name], images, files[name])
     with session.progress.bar("Profiling") as bar:
         measurements = profile_variants(
             files,

@@ -57,6 +57,7 @@ def prune(options: PruneOptions, session: Session) -> StageRecord:
         model=described.model,
         data=described.data.name,
         image_size=size,
+        split_seed=None,  # which is the baseline's
     )
     if record := stage.done():
         return record
@@ -69,10 +70,10 @@ def prune(options: PruneOptions, session: Session) -> StageRecord:
         strategy.kept(dependencies)  # raises if it does not fit
     else:
         space = search_space(options, session, unpruned)
-    splits = session.data(
-        described.data.name,
+    splits = session.data_of(
+        run.path("baseline"),
+        described,
         options.data_root,
-        size,
         value_range=options.value_range,
         background=options.background,
     )
@@ -149,7 +150,7 @@ def _baseline(options: PruneOptions, session: Session) -> Architecture:
             name: value
             for name in (
                 *("model", "data", "data_root", "image_size"),
-                *("value_range", "background"),
+                *("value_range", "background", "split_seed"),
             )
             if (value := getattr(options, name)) is not None
         }
@@ -162,6 +163,7 @@ def _baseline(options: PruneOptions, session: Session) -> Architecture:
     return require_baseline(
         session,
         "prune",
+        split_seed=options.split_seed,
         model=options.model,
         data=options.data,
         image_size=options.image_size,
@@ -178,13 +180,8 @@ def _check_before_training(options: PruneOptions, training: TrainOptions, sessio
     if options.strategy is not None:
         read_strategy(options.strategy, name)
     check_storage(options)
-    classes = session.data(
-        training.data,
-        training.data_root,
-        size,
-        value_range=training.value_range,
-        background=training.background,
-    ).num_classes
+    new = session.new_split("baseline", training, None)
+    classes = session.new_data(training, size, new).num_classes
     network = Prunable.of(name, build_backbone(name, classes, **arguments).eval(), size)
     strategy, criterion = _given_strategy(options, name, network.dependencies)
     if strategy is not None:

@@ -43,7 +43,9 @@ _LATENCY_STEPS = 6
 _MEASURED = "latency.json"
 _OWNER = "owner.txt"
 #: Options that change nothing before the fine-tuning: searches that differ by them alone are one.
-_AFTER_THE_SEARCH = frozenset({"epochs", "lr"})
+_AFTER_THE_SEARCH = frozenset({"epochs", "lr", "precision"})
+#: Options that came later and that the baseline decides, from which every search begins.
+_OF_THE_BASELINE = frozenset({"split_seed", "value_range", "background"})
 
 
 @dataclass(frozen=True)
@@ -293,7 +295,8 @@ def _tell(session: Session, found: SearchResult) -> None:
 
 def _open_study(options: PruneOptions, session: Session, stage: Stage, work: Path) -> Study:
     # Whoever asks for the same of the same baseline works on the same study, and nobody else.
-    asked = {key: value for key, value in stage.asked.items() if key not in _AFTER_THE_SEARCH}
+    others = _AFTER_THE_SEARCH | _OF_THE_BASELINE
+    asked = {key: value for key, value in stage.asked.items() if key not in others}
     identity = json.dumps([asked, stage.parent, session.run.seed], sort_keys=True)
     name = f"capsprune-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
     if options.storage is None:

@@ -13,15 +13,30 @@ from torch import nn
 from capsprune.checkpoint import Architecture, save_checkpoint
 from capsprune.data.names import written_path
 from capsprune.data.sources import DataSplits
+from capsprune.data.splits import Split
+from capsprune.errors import CapspruneError, RunError
 from capsprune.pipeline.session import Session
-from capsprune.recipe import Options
-from capsprune.run import StageName, StageRecord
+from capsprune.provenance import verification_images, write_provenance
+from capsprune.recipe import (
+    AnalyseOptions,
+    HeadOptions,
+    ImportOptions,
+    Options,
+    PruneOptions,
+    TrainOptions,
+    parse_options,
+)
+from capsprune.run import STAGES, StageName, StageRecord
 from capsprune.training.fit import History
 
 #: Options that only say where something lies, or who does the work: a stage that was interrupted
 #: goes on, and one that is finished stays, whatever they are. They are not written down either: the
 #: URL of a storage may hold a password.
 _NOT_COMPARED = frozenset({"data_root", "output", "storage", "workers"})
+#: What was asked for beside the options, and what an older record that lacks it was made with.
+_BESIDE_OPTIONS: dict[str, Any] = {"precision": "32-true", "sha256": None, "linear": None}
+#: Stages whose networks compute in the precision that is asked for.
+_PRECISE = (TrainOptions, PruneOptions, HeadOptions, AnalyseOptions)
 
 
 @dataclass
@@ -30,11 +45,14 @@ class Stage:
 
     session: Session
     name: StageName
+    #: Which options it takes.
+    kind: type[Options]
     #: What was asked for, as it is compared and written down.
     asked: dict[str, Any]
     #: Id of what it is made from.
     parent: str | None
     started: float = field(default_factory=time.perf_counter)
+    _splits: DataSplits | None = None
 
     @classmethod
     def of(
@@ -54,30 +72,73 @@ class Stage:
             parent: id of what it is made from.
             resolved: values that stand for an option that was left open.
         """
-        asked = {**options.model_dump(mode="json"), **resolved}
-        kept = {key: value for key, value in asked.items() if key not in _NOT_COMPARED}
-        return cls(session, name, kept, parent)
+        asked = {**_written(options), **resolved}
+        if isinstance(options, _PRECISE):
+            asked["precision"] = session.precision
+        return cls(session, name, type(options), asked, parent)
 
     def done(self) -> StageRecord | None:
         """Give the record if the stage is finished as asked, saying so.
 
         Raises:
-            RunError: if it is finished with other options, and is not to be overwritten.
+            RunError: if it is finished with other options, or with some that cannot be read, and
+                is not to be overwritten.
         """
         record = self.session.run.finished(
-            self.name, self.asked, self.parent, self.session.overwrite
+            self.name, self.asked, self.parent, self.session.overwrite, self._read
         )
         if record is not None:
             self.session.progress.say(f"{self.name} is done already; --overwrite does it again")
         return record
 
-    def begin(self, splits: DataSplits) -> Path:
-        """Open the working directory, which may hold what an interrupted attempt left."""
+    def _read(self, stored: dict[str, Any]) -> dict[str, Any]:
+        """Give stored options as they would be written now: those that came later at defaults.
+
+        Raises:
+            RunError: if they are of another command or version, or cannot be read.
+        """
         run = self.session.run
-        work = run.begin(self.name, self.asked, self.parent)
-        if run.read_split() is None:
-            run.write_split(splits.split.to_json())
-        return work
+        has = f"Run '{run.name}' has a finished {self.name} already, made with"
+        remedy = "give --overwrite to replace it, or another --run."
+        imported = "sha256" in stored
+        if imported != (self.kind is ImportOptions):
+            commands = ("import-checkpoint", STAGES[self.name])
+            one, other = commands if imported else reversed(commands)
+            raise RunError(f"{has} {one} instead of {other}; {remedy}")
+        fields = {key: value for key, value in stored.items() if key in self.kind.model_fields}
+        unknown = sorted(set(stored) - set(fields) - set(_BESIDE_OPTIONS))
+        if unknown:
+            raise RunError(
+                f"{has} options that this version does not know ({', '.join(unknown)}); {remedy}"
+            )
+        try:
+            options = parse_options(self.kind, fields, "")
+        except CapspruneError as error:
+            raise RunError(f"{has} options that cannot be used: {error} Now, {remedy}") from error
+        beside = {
+            key: stored.get(key, default)
+            for key, default in _BESIDE_OPTIONS.items()
+            if key in self.asked
+        }
+        return {**_written(options), **beside}
+
+    def begin(self, splits: DataSplits | None = None) -> Path:
+        """Open the working directory, which may hold what an interrupted attempt left.
+
+        Args:
+            splits: the images that the stage takes, if any; their split becomes the run's when the
+                stage is finished.
+        """
+        self._splits = splits
+        stored = self.session.split
+        return self.session.run.begin(
+            self.name,
+            self.asked,
+            self.parent,
+            None if splits is None else _images_of(splits.split),
+            None if splits is None or stored is None else _images_of(stored),
+            self._read,
+        )
 
     def commit(self, result: Path, id: str, summary: dict[str, Any]) -> StageRecord:
         """Move a result from the working directory to its place in the run.
@@ -90,6 +151,10 @@ class Stage:
         root = self.session.root
         if root is not None:
             summary = {**summary, "data_root": written_path(root)}
+        if issubclass(self.kind, _PRECISE):
+            summary = {**summary, "device": self.session.fabric.device.type}
+        splits, stored = self._splits, self.session.split
+        drawn = splits is not None and (stored is None or stored.digest != splits.split.digest)
         return self.session.run.commit(
             self.name,
             result,
@@ -98,6 +163,7 @@ class Stage:
             parent=self.parent,
             seconds=time.perf_counter() - self.started,
             summary=summary,
+            split=splits.split.to_json() if splits is not None and drawn else None,
         )
 
     def commit_checkpoint(
@@ -117,9 +183,23 @@ class Stage:
             summary: what came of the stage.
             files: further text files for the checkpoint, by name.
         """
+        splits = self._splits
+        assert splits is not None  # `begin` comes first
+        architecture = architecture.model_copy(update={"split": splits.split.digest})
         result = self.session.run.work(self.name) / "result"
         rows = [epoch.to_dict() for epoch in history.epochs]
         save_checkpoint(result, network, architecture, rows)
+        write_provenance(result, splits.split, verification_images(splits.test))
         for name, text in (files or {}).items():
             (result / name).write_text(text, encoding="utf-8")
         return self.commit(result, architecture.id, summary)
+
+
+def _written(options: Options) -> dict[str, Any]:
+    """Options as they are written down and compared."""
+    return options.model_dump(mode="json", exclude=set(_NOT_COMPARED))
+
+
+def _images_of(split: Split) -> str:
+    """Which images a stage takes: of which data, and which of them."""
+    return f"{split.fingerprint} {split.digest}"

@@ -18,7 +18,7 @@ from capsprune.files import dump_json, scratch, write_text
 from capsprune.pipeline.analyse import analyse
 from capsprune.pipeline.attach_caps import attach_caps
 from capsprune.pipeline.attach_linear import attach_linear
-from capsprune.pipeline.export import export, export_checkpoint
+from capsprune.pipeline.export import export, export_checkpoint, find_images
 from capsprune.pipeline.import_checkpoint import import_checkpoint
 from capsprune.pipeline.jobs import Job, run_jobs
 from capsprune.pipeline.profile import say_where
@@ -30,7 +30,7 @@ from capsprune.recipe import ImportOptions, Recipe
 from capsprune.run import Run, StageName, open_run, read_run
 from capsprune.runtime.profile import profile_variants
 from capsprune.runtime.sessions import resolve_provider
-from capsprune.sweep import CELL_STAGES, GridCell, Sweep, SweepRecipe, open_sweep
+from capsprune.sweep import CELL_STAGES, GridCell, Sweep, SweepRecipe, open_sweep, read_sweep
 from capsprune.training.device import gpu_number
 
 #: The last job: all networks beside each other in ONNX Runtime.
@@ -44,6 +44,7 @@ class Member:
     directory: Path
     recipe: Recipe
     device: str
+    precision: str
     #: Name of the run whose stages it takes over.
     source: str | None = None
     #: A state dict that others published, in place of pruning.
@@ -56,6 +57,7 @@ def sweep(
     *,
     jobs: int = 1,
     device: str = "auto",
+    precision: str = "32-true",
     checkpoints: Path | None = None,
     progress: Progress | None = None,
 ) -> Sweep:
@@ -70,6 +72,7 @@ def sweep(
         runs_dir: the folder of all runs; the sweep's runs lie in a folder below it.
         jobs: runs at a time.
         device: as `capsprune.training.device.make_fabric` takes it; "auto" shares out all GPUs.
+        precision: of training, as `make_fabric` takes it.
         checkpoints: folder with published state dicts.
         progress: where to say how it goes.
 
@@ -81,7 +84,7 @@ def sweep(
         Interrupted: if the user stops it.
     """
     progress = progress or Progress()
-    opened = open_sweep(runs_dir, recipe)
+    opened = open_sweep(runs_dir, recipe, precision)
     opened.failed = {}
     opened.write()
     todo: dict[str, Job] = {}
@@ -158,7 +161,7 @@ def _jobs_for(
 
     def member(name: str, **others: Any) -> Member:
         named = recipe.model_copy(update={"name": name})
-        return Member(opened.directory, named, device, **others)
+        return Member(opened.directory, named, device, opened.precision, **others)
 
     needs: tuple[str, ...] = ()
     if published is None:
@@ -184,7 +187,7 @@ def _session(member: Member, progress: Progress, place: int) -> Iterator[Session
             for stage in ("baseline", "pruned"):
                 if stage in source.stages:
                     run.adopt(stage, source)
-        yield Session(run, device, progress=progress)
+        yield Session(run, device, member.precision, progress=progress)
 
 
 def _baseline(member: Member, progress: Progress, place: int) -> None:
@@ -207,6 +210,7 @@ def _pruned(member: Member, progress: Progress, place: int) -> None:
             part=training.part,
             value_range=training.value_range,
             background=training.background,
+            split_seed=training.split_seed,
         )
         import_checkpoint(options, session)
 
@@ -230,7 +234,7 @@ def _profile(
     Seeds and kinds of trunk differ in the weights, and the pruned channels of two seeds are about
     as many; so the first finished cell of each backbone and pruned level stands for all.
     """
-    opened = open_sweep(runs_dir, recipe)
+    opened = read_sweep(runs_dir, recipe.name)
     runs = opened.runs
     chosen: dict[tuple[str, int], GridCell] = {}
     for cell in recipe.cells:
@@ -256,7 +260,7 @@ def _profile(
         for position, (label, one) in enumerate(variants.items()):
             progress.detail(f"Exporting {label}")
             files[label] = work / f"{position}.onnx"
-            size = _export(opened, one, files[label], device)
+            size = _export(opened, one, files[label])
             one["file_bytes"] = files[label].stat().st_size
         with progress.bar("Profiling") as bar:
             measurements = profile_variants(
@@ -291,12 +295,12 @@ def _profiled(path: Path, asked: Mapping[str, Any]) -> bool:
         return False
 
 
-def _export(opened: Sweep, variant: Mapping[str, Any], target: Path, device: str) -> int:
+def _export(opened: Sweep, variant: Mapping[str, Any], target: Path) -> int:
     """Export a cell's network; returns its image size."""
     with open_run(opened.directory, variant["run"]) as run:
-        session = Session(run, device)
-        checkpoint = load_checkpoint(run.path(_HEADS[variant["head"]]))
-        data = checkpoint.architecture.data
-        splits = session.data(data.name, None, data.image_size)
-        export_checkpoint(session, checkpoint, splits, target)
-    return data.image_size
+        session = Session(run)
+        source = run.path(_HEADS[variant["head"]])
+        checkpoint = load_checkpoint(source)
+        images = find_images(session, source, checkpoint.architecture)
+        export_checkpoint(session, checkpoint, images, target)
+    return checkpoint.architecture.data.image_size

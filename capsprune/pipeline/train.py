@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
 from capsprune.backbones.registry import backbone_arguments, build_backbone
@@ -16,6 +18,9 @@ from capsprune.recipe import TrainOptions
 from capsprune.run import StageRecord
 from capsprune.training.schedule import default_schedule
 
+#: Starting weights that are no file.
+_NO_FILES = ("auto", "imagenet", "none")
+
 
 def train(options: TrainOptions, session: Session) -> StageRecord:
     """Train the baseline.
@@ -26,18 +31,21 @@ def train(options: TrainOptions, session: Session) -> StageRecord:
     """
     image_size = options.image_size or default_image_size(options.data)
     arguments = backbone_arguments(options.model, image_size)
-    stage = Stage.of(session, "baseline", options, None, image_size=image_size)
+    weights_file = None if options.weights in _NO_FILES else Path(options.weights)
+    new = session.new_split("baseline", options, weights_file)
+    stage = Stage.of(
+        session,
+        "baseline",
+        options,
+        None,
+        image_size=image_size,
+        part=new.part,
+        split_seed=new.seed,
+    )
     if record := stage.done():
         return record
     device = session.fabric.device
-    splits = session.data(
-        options.data,
-        options.data_root,
-        image_size,
-        options.part or 1.0,
-        options.value_range,
-        options.background,
-    )
+    splits = session.new_data(options, image_size, new)
     torch.manual_seed(session.run.seed)
     network = build_backbone(options.model, splits.num_classes, **arguments)
     weights = initialise(network, options.model, options.weights, average=options.ema)

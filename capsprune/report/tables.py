@@ -95,7 +95,8 @@ def print_export(report: Summary) -> None:
             ("outputs", _shapes(report["outputs"])),
             (
                 "verified",
-                f"batches of {', '.join(map(str, report['batches']))}: largest difference from "
+                f"{report.get('verified_on', 'test images')} in batches of "
+                f"{', '.join(map(str, report['batches']))}: largest difference from "
                 f"PyTorch {report['max_abs_difference']:.1e}, same top-1 for "
                 f"{percent(report['top1_agreement'])}",
             ),

@@ -75,10 +75,14 @@ def test_the_range_is_told_once_and_kept(cli: Cli, tmp_path: Path, data: str) ->
     assert -1000 <= low < -990 and 790 < high <= 800
     outcome = cli("evaluate")
     assert outcome.code == 0 and "more than 8 bits" not in outcome.err
-    outcome = cli(
-        "train", *SMALL, "--data", data, "--epochs", 0, "--overwrite", "--value-range", "0,99"
-    )
+    other = ("--value-range", "0,99")
+    outcome = cli("prune", "--epochs", 0, "--candidates", 1, *other)
     assert outcome.code == 2 and "not 0,99: leave --value-range out" in outcome.err
+    # Where nothing stays that was made with the old range, a new one takes its place.
+    outcome = cli("train", *SMALL, "--data", data, "--epochs", 0, "--overwrite", *other)
+    assert outcome.code == 0, outcome.err
+    kept = json.loads((tmp_path / "runs/default/split.json").read_text())["value_range"]
+    assert kept == [0, 99]
 
 
 def test_bad_files_are_found_before_training_and_repaired_ones_keep_the_split(

@@ -70,7 +70,8 @@ def test_digits_split_is_applied_exactly():
     assert again.split == data.split
     assert torch.equal(again.validation.labels, data.validation.labels)
     other = load_data("digits", image_size=32, seed=4).split
-    assert other.test != data.split.test and other.fingerprint == data.split.fingerprint
+    assert other.validation != data.split.validation and other.test == data.split.test
+    assert other.fingerprint == data.split.fingerprint
 
 
 def test_split_that_does_not_fit_is_refused():

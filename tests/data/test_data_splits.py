@@ -172,3 +172,47 @@ def test_a_split_of_before_there_were_parts_is_read():
     record = json.loads(draw([0, 1] * 10).to_json())
     del record["unused"]
     assert Split.from_json(json.dumps(record)).unused == ()
+
+
+@given(
+    labels=labels_lists,
+    seeds=st.tuples(st.integers(0, 2**32), st.integers(0, 2**32)),
+    part=st.floats(0.2, 1),
+)
+def test_what_one_seed_trains_on_another_never_tests(labels, seeds, part):
+    try:
+        one, other = (draw(labels, seed=seed, part=part) for seed in seeds)
+    except DataError as error:
+        assert "too few" in str(error)
+        return
+    assert one.test == other.test == draw(labels).test
+    assert not {*one.train, *one.validation} & {*other.test}
+
+
+def test_other_test_images_are_drawn_where_they_are_asked_for():
+    labels = np.arange(200) % 4
+    whole, other = draw(labels, seed=3), draw(labels, seed=3, test_seed=1)
+    assert other.test != whole.test
+    assert (whole.used_test_seed, other.used_test_seed) == (0, 1)
+    with pytest.raises(DataError, match=r"test set of its own.*leave out --split-seed"):
+        draw(labels, test_share=None, own_counts={"test": 7}, test_seed=1)
+
+
+def test_splits_that_are_the_same_in_effect_have_one_digest():
+    labels = np.arange(40) % 4
+    split = draw(labels)
+    same = draw(labels, data="imagefolder:/moved", part=1.0, test_seed=0, fingerprint="g")
+    assert same.digest == split.digest
+    older = json.loads(split.to_json())
+    del older["test_seed"], older["part"]
+    read = Split.from_json(json.dumps(older))
+    assert read.digest == split.digest and read.used_test_seed == 0 and read.used_part == 1
+    others = [draw(labels, **change) for change in ({"seed": 1}, {"test_seed": 1}, {"part": 0.5})]
+    others.append(split.model_copy(update={"value_range": (0.0, 9.0)}))
+    assert len({split.digest, *(other.digest for other in others)}) == 5
+
+
+def test_the_part_of_an_older_split_is_found():
+    stored = json.loads(draw(np.arange(400) % 4, part=0.25).to_json())
+    assert Split.from_json(json.dumps(stored)).used_part == 0.25
+    assert Split.from_json(json.dumps({**stored, "part": None})).used_part == 0.25
