@@ -42,6 +42,7 @@ LEVEL_COLOURS = ("#000000", "#0072B2", "#009E73", "#D55E00", "#CC79A7", "#E69F00
 PNG_DPI = 150
 
 _STYLE: Any = {
+    "text.parse_math": False,  # names may hold dollars
     "font.size": 10,
     "axes.titlesize": 10.5,
     "axes.labelsize": 10,

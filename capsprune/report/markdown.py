@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import html
 import io
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 #: What a line of the CSV begins with, before a cell's `values` by name.
 _CELL = ("source", "run", "data", "backbone", "pruned", "trunk", "head", "seed")
 _METERS = ("memory_meter", "energy_meter")
+_FORMULA = ("=", "+", "-", "@")
 
 
 def markdown(
@@ -32,7 +35,7 @@ def markdown(
         figures: that were drawn.
         directory: where the report will lie; the figures are linked from there.
     """
-    parts = [f"# {results.title}"]
+    parts = [f"# {_line_of(results.title)}"]
     for title, rows in tables(results):
         parts += [f"## {title}", _table(rows)]
     if results.backbones:
@@ -41,7 +44,8 @@ def markdown(
         parts += ["## What holds, and what does not", RULE, _claims(claims)]
     for figure in figures:
         link = figure.png.relative_to(directory).as_posix()
-        parts += [f"## {figure.title}", f"![{figure.title}]({link})", figure.caption]
+        title, caption = _line_of(figure.title), _line_of(figure.caption)
+        parts += [f"## {title}", f"![{title}]({link})", caption]
     if results.missing:
         parts += ["## What is missing", _list(f"{k}: {v}" for k, v in results.missing.items())]
     if results.notes:
@@ -67,7 +71,7 @@ def tables(results: Results) -> list[tuple[str, list[Row]]]:
 def results_csv(results: Results) -> str:
     """Write one line a cell: what it is, and all its figures in the units of the library.
 
-    A figure that was not measured is empty.
+    A figure that was not measured is empty. A name that a spreadsheet would compute is quoted.
     """
     cells = [cell for row in results.rows for cell in row.cells]
     names = sorted({name for cell in cells for name in cell.values})
@@ -123,7 +127,15 @@ def _without_head(columns: Iterable[Column]) -> list[Column]:
 def _line(cell: Cell, names: Iterable[str]) -> list[object]:
     values = [cell.values.get(name, "") for name in names]
     meters = [getattr(cell, name) or "" for name in _METERS]
-    return [*(getattr(cell, name) for name in _CELL), *values, *meters]
+    return [*map(_no_formula, (getattr(cell, name) for name in _CELL)), *values, *meters]
+
+
+def _no_formula(value: object) -> object:
+    """Keep a spreadsheet from taking a text for a formula, or for several lines."""
+    if not isinstance(value, str):
+        return value
+    text = _BLANKS.sub(" ", value).strip()
+    return f"'{text}" if text.startswith(_FORMULA) else text
 
 
 def _table(rows: Sequence[Row]) -> str:
@@ -173,19 +185,52 @@ def _figure(
 def _claims(claims: Sequence[Claim]) -> str:
     return _grid(
         ["Claim", "Verdict", "Evidence"],
-        [[claim.statement, f"**{claim.verdict}**", claim.evidence] for claim in claims],
+        [[claim.statement, claim.verdict, claim.evidence] for claim in claims],
         words=3,
+        strong=1,
     )
 
 
-def _grid(heading: Sequence[str], lines: Iterable[Sequence[str]], words: int) -> str:
-    """Write a table whose first columns are words, and the others figures."""
+def _grid(
+    heading: Sequence[str], lines: Iterable[Sequence[str]], words: int, strong: int | None = None
+) -> str:
+    """Write a table whose first columns are words, and the others figures.
+
+    Args:
+        heading: of the columns.
+        lines: of the table.
+        words: how many columns are words.
+        strong: which column is in bold type.
+    """
     rule = ["---" if place < words else "--:" for place in range(len(heading))]
+    cells = [
+        [f"**{escaped(cell)}**" if place == strong else escaped(cell) for place, cell in line]
+        for line in map(enumerate, lines)
+    ]
     return "\n".join(
-        "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |"
-        for line in (heading, rule, *lines)
+        "| " + " | ".join(line) + " |" for line in ([escaped(one) for one in heading], rule, *cells)
     )
 
 
 def _list(items: Iterable[str]) -> str:
-    return "\n".join(f"- {item}" for item in items)
+    return "\n".join(f"- {_line_of(item)}" for item in items)
+
+
+#: What means something in Markdown wherever it stands; "_" does not within a word.
+_MARKUP = re.compile(r"[\\`*\[\]|~$]|(?<![^\W_])_|_(?![^\W_])")
+#: What makes something of a line that begins with it: a heading, a list, a rule.
+_LEADING = re.compile(r"([#+=-])|(\d+)([.)])")
+_BLANKS = re.compile(r"[\x00-\x20\x7f-\x9f\u2028\u2029]+")
+
+
+def escaped(text: str) -> str:
+    """Give a text as Markdown that shows it as it is, in one line: a name may hold anything."""
+    text = html.escape(_BLANKS.sub(" ", text).strip(), quote=False)
+    return _MARKUP.sub(r"\\\g<0>", text)
+
+
+def _line_of(text: str) -> str:
+    """As `escaped`, where a line, a heading or an item of a list begins with it."""
+    text = escaped(text)
+    leading = _LEADING.match(text)
+    return text if leading is None else f"{leading[2] or ''}\\{text[len(leading[2] or '') :]}"
