@@ -17,7 +17,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 try:
     import fcntl
@@ -310,11 +310,12 @@ def locked(folder: Path) -> Iterator[None]:
             os.close(descriptor)
 
 
-def read_bytes(path: Path, limit: int = TEXT_LIMIT) -> bytes:
-    """Read a regular file of a bounded size.
+@contextmanager
+def opened(path: Path, limit: int) -> Iterator[BinaryIO]:
+    """Open a regular file of a bounded size to read it.
 
     Args:
-        path: the file. Pipes and devices, which may give nothing or never end, are not read.
+        path: the file. Pipes and devices, which may give nothing or never end, are not opened.
         limit: bytes.
 
     Raises:
@@ -332,9 +333,23 @@ def read_bytes(path: Path, limit: int = TEXT_LIMIT) -> bytes:
         if found.st_size > limit:
             raise BadFileError(f"is larger than {limit / 2**20:g} MB")
         with open(descriptor, "rb", closefd=False) as file:
-            content = file.read(limit + 1)
+            yield file
     finally:
         os.close(descriptor)
+
+
+def read_bytes(path: Path, limit: int = TEXT_LIMIT) -> bytes:
+    """Read a regular file of a bounded size.
+
+    Args:
+        path: the file.
+        limit: bytes.
+
+    Raises:
+        FileNotFoundError, OSError, BadFileError: as `opened`.
+    """
+    with opened(path, limit) as file:
+        content = file.read(limit + 1)
     if len(content) > limit:
         raise BadFileError(f"is larger than {limit / 2**20:g} MB")
     return content

@@ -31,8 +31,8 @@ _OTHERS_NAMES: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
     for whose, names in (
         (
             "timm's networks",
-            r"conv_stem\.weight|conv_head\.weight|stem\.conv\.weight|s1\.b1\.conv1\.conv\.|"
-            r"stages\.\d\.blocks\.\d|pre_logits\.fc1\.|blocks\.\d\.\d\.conv_|head\.fc\.weight",
+            r"conv_stem\.weight|conv_head\.weight|s1\.b1\.conv1\.conv\.|stages\.\d\.blocks\.\d|"
+            r"pre_logits\.fc1\.|blocks\.\d\.\d\.conv_",
         ),
         ("the package efficientnet_pytorch", r"_conv_stem\.weight|_blocks\.\d+\._"),
         (
@@ -105,7 +105,7 @@ def state_dicts(content: Any) -> Iterator[StateDict]:
         seen.add(id(value))
         state = StateDict(path)
         for key, item in value.items():
-            if not isinstance(key, str) or len(key) > _LONGEST_NAME:
+            if not (isinstance(key, str) and len(key) <= _LONGEST_NAME and key.isprintable()):
                 continue
             if isinstance(item, Tensor):
                 state.tensors[key] = item

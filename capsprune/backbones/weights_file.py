@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import pickle
 import re
-import stat
 import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 from capsprune.errors import CheckpointError
+from capsprune.files import BadFileError, opened
 
 #: The largest file of weights that is read, in bytes: ten times the largest backbone's.
-_LIMIT = 32 * 10**9
+_LIMIT = 32 * 2**30
 #: How much of a file is looked at to tell what it is, in bytes.
 _HEAD = 4096
 #: The longest header that a safetensors file may have, in bytes.
@@ -148,13 +148,14 @@ def read_content(path: Path) -> Any:
         CheckpointError: if the file is missing, no regular file, too large, truncated, of another
             kind (the message says which), or carries an object that could run code.
     """
-    head, size = _read_head(path)
+    with _opened(path) as file:
+        head = file.read(_HEAD)
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= _HEADER_LIMIT:
         return _read_safetensors(path)
     if head.startswith(b"PK"):
         _check_zip(path)
         return _read_pytorch(path)
-    if head.startswith(b"\x80") and (_LEGACY_MAGIC in head[:64] or size < 64):
+    if head.startswith(b"\x80") and (_LEGACY_MAGIC in head[:64] or len(head) < 64):
         return _read_pytorch(path)
     raise CheckpointError(f"{path} {_kind(head)}.")
 
@@ -165,41 +166,31 @@ def digest(path: Path) -> str:
     Raises:
         CheckpointError: if it is missing, no regular file, or too large.
     """
-    _read_head(path, 0)
     found = hashlib.sha256()
-    with path.open("rb") as file:
+    with _opened(path) as file:
         while part := file.read(2**20):
             found.update(part)
     return found.hexdigest()
 
 
-def _read_head(path: Path, length: int = _HEAD) -> tuple[bytes, int]:
-    """Read how a regular file begins, and its size, without waiting for a pipe."""
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    """Open a file of weights, if it is one that can be read."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-        with os.fdopen(descriptor, "rb") as file:
-            found = os.fstat(descriptor)
-            if not stat.S_ISREG(found.st_mode):
-                raise IsADirectoryError
-            if found.st_size > _LIMIT:
-                raise CheckpointError(
-                    f"{path} has {found.st_size / 1e9:.0f} GB, where weights take at most "
-                    f"{_LIMIT / 1e9:.0f} GB; check the path."
-                )
-            return file.read(length), found.st_size
+        with opened(path, _LIMIT) as file:
+            yield file
     except FileNotFoundError:
         raise CheckpointError(f"There is no weights file {path}; check the path.") from None
-    except IsADirectoryError:
-        if not path.is_dir():
+    except BadFileError as error:
+        if path.is_dir():
             raise CheckpointError(
-                f"{path} is a pipe or a device; give a regular file of weights."
+                f"{path} is a folder; give the file of weights in it{_weights_in(path)}."
             ) from None
+        raise CheckpointError(f"{path} {error}; give a file of weights.") from error
+    except OSError as error:
         raise CheckpointError(
-            f"{path} is a folder; give the file of weights in it{_weights_in(path)}."
-        ) from None
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        reason = getattr(error, "strerror", None) or str(error)
-        raise CheckpointError(f"{path} cannot be read ({reason}); check the path.") from error
+            f"{path} cannot be read ({error.strerror}); check the path."
+        ) from error
 
 
 def _weights_in(folder: Path) -> str:
@@ -250,7 +241,8 @@ def _read_safetensors(path: Path) -> Any:
         return load_file(path)
     except (SafetensorError, KeyError, ValueError) as error:  # KeyError: a kind of number
         raise CheckpointError(
-            f"{path} is truncated or is no safetensors file ({error}); fetch or export it anew."
+            f"{path} is truncated or is no safetensors file ({_reason(error)}); fetch or export "
+            "it anew."
         ) from error
 
 
@@ -262,7 +254,8 @@ def _check_zip(path: Path) -> None:
     # Noise makes the reader fail with whatever it stumbles over.
     except Exception as error:
         raise CheckpointError(
-            f"{path} is truncated or is no PyTorch file ({error}); fetch or export it anew."
+            f"{path} is truncated or is no PyTorch file ({_reason(error)}); fetch or export it "
+            "anew."
         ) from error
     # torch puts all under one folder.
     inner = {name.split("/", 1)[-1] for name in names}
@@ -299,17 +292,23 @@ def _read_pytorch(path: Path) -> Any:
         _refuse_pickle(path, str(error), error)
     # Noise makes torch's reader fail with whatever it stumbles over: IndexError, struct.error …
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        reason = reason.split(". ")[0]  # torch adds what it takes for the cause
         raise CheckpointError(
-            f"{path} is truncated or is no PyTorch file ({reason}); fetch or export it anew."
+            f"{path} is truncated or is no PyTorch file ({_reason(error)}); fetch or export it "
+            "anew."
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    """Say in one short line why a library did not read a file."""
+    lines = str(error).splitlines() or [type(error).__name__]
+    line = "".join(letter for letter in lines[0] if letter.isprintable())
+    return line.split(". ")[0][:200]  # torch adds what it takes for the cause
 
 
 def _refuse_pickle(path: Path, message: str, error: Exception) -> NoReturn:
     """Say what it is in a pickle that is not read."""
     found = re.search(r"GLOBAL (\S+) ", message)
-    named = f" ({found[1]})" if found else ""
+    named = f" ({found[1][:200]})" if found and found[1].isprintable() else ""
     pickled = _pickled_head(path)
     if b"_modules" in pickled and b"_parameters" in pickled:
         raise CheckpointError(
