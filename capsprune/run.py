@@ -32,7 +32,7 @@ from capsprune.files import (
     remove_partials,
     write_text,
 )
-from capsprune.summaries import check_summary
+from capsprune.summaries import check_stage
 
 StageName = Literal["baseline", "pruned", "caps", "linear", "onnx", "profile", "analysis"]
 
@@ -361,7 +361,7 @@ class Run:
         for stage in STAGES:
             try:
                 commit = _Commit.model_validate(check_plain(read_json(self.work(stage) / _COMMIT)))
-                check_summary(stage, commit.record.summary)
+                check_stage(stage, commit.record.options, commit.record.summary)
             except (OSError, ValueError):
                 pass
             else:
@@ -634,7 +634,7 @@ def _read_record(directory: Path) -> _RunRecord:
         record = _RunRecord.model_validate(check_plain(read_json(path)))
         for stage, done in record.stages.items():
             where = f"{stage}: "
-            check_summary(stage, done.summary)
+            check_stage(stage, done.options, done.summary)
     except ValidationError as error:
         raise _damaged(path, where + what_is_wrong(error)) from error
     except ValueError as error:

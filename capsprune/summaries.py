@@ -26,12 +26,24 @@ from capsprune.bounds import (
 
 _LATER_VERSIONS_TOO = ConfigDict(extra="allow", strict=True)
 
+#: Networks of one profile, and distortions with their amounts: what a table and a page can show.
+_MAX_VARIANTS = _MAX_DISTORTED = 100
+
 _Batch = Annotated[int, Field(ge=1, le=2**31)]
 _Epochs = Annotated[int, Field(ge=0, le=MAX_EPOCHS)]
 _ByIteration = Annotated[list[Number | None], Field(max_length=MAX_ITERATIONS)]
 _Shapes = Annotated[
     dict[Name, Annotated[list[int | Name], Field(max_length=16)]], Field(max_length=16)
 ]
+
+
+class Asked(TypedDict):
+    """What readers take from the options of a stage, whichever it is."""
+
+    __pydantic_config__ = _LATER_VERSIONS_TOO  # type: ignore[misc]
+
+    part: NotRequired[Annotated[float, Field(gt=0, le=1)] | None]
+    checkpoint: NotRequired[Text | None]
 
 
 class NetworkSummary(TypedDict, total=False):
@@ -131,7 +143,7 @@ class ProfileSummary(TypedDict):
 
     __pydantic_config__ = _LATER_VERSIONS_TOO  # type: ignore[misc]
 
-    variants: Annotated[dict[Name, VariantSummary], Field(min_length=1, max_length=MAX_ENTRIES)]
+    variants: Annotated[dict[Name, VariantSummary], Field(min_length=1, max_length=_MAX_VARIANTS)]
     measurements: Measurements
 
 
@@ -174,10 +186,11 @@ class AnalysisSummary(TypedDict):
     coupling_entropy: _ByIteration
     agreement_true: _ByIteration
     agreement_other: _ByIteration
-    robustness: Annotated[list[DistortedSummary], Field(max_length=MAX_ENTRIES)]
+    robustness: Annotated[list[DistortedSummary], Field(max_length=_MAX_DISTORTED)]
 
 
-_SUMMARIES: dict[str, Any] = {
+_KINDS: dict[str, Any] = {
+    "options": Asked,
     "baseline": NetworkSummary,
     "pruned": NetworkSummary,
     "caps": HeadSummary,
@@ -188,15 +201,16 @@ _SUMMARIES: dict[str, Any] = {
 }
 
 
-def check_summary(stage: str, summary: dict[str, Any]) -> None:
-    """Check the summary of a stage.
+def check_stage(stage: str, options: dict[str, Any], summary: dict[str, Any]) -> None:
+    """Check the options and the summary of a stage.
 
     Raises:
         pydantic.ValidationError: if a reader could not rely on it.
     """
+    _adapter("options").validate_python(options)
     _adapter(stage).validate_python(summary)
 
 
 @functools.cache
-def _adapter(stage: str) -> TypeAdapter[Any]:
-    return TypeAdapter(_SUMMARIES[stage])
+def _adapter(name: str) -> TypeAdapter[Any]:
+    return TypeAdapter(_KINDS[name])

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from capsprune.bounds import cut
 from capsprune.errors import RunError
 from capsprune.report.notes import notes_on
+from capsprune.report.reading import (
+    Candidate,
+    DamagedFileError,
+    Described,
+    Epoch,
+    SweepProfile,
+    read_object,
+    read_rows,
+)
 from capsprune.report.results import Backbone, Cell, Head, Latency, Results, Row, Search
 from capsprune.run import STAGES, DamagedRun, Run, StageName, read_run
 from capsprune.sweep import DamagedSweep, is_sweep, read_sweep
@@ -57,6 +67,8 @@ _BACKBONES: tuple[Literal["baseline"], Literal["pruned"]] = ("baseline", "pruned
 _HEADS: dict[Literal["caps", "linear"], Head] = {"caps": "capsules", "linear": "linear"}
 #: Figures that runs share where they were trained alike.
 _TRAINED = ("epochs", "image_size", "classes", "images")
+#: Characters of a name that a table or a legend has room for.
+_LONGEST = 80
 _TRUNK_ORDER = {"finetuned": 0, "frozen": 1}
 _Sourced = TypeVar("_Sourced", Cell, Backbone, Search)
 
@@ -76,6 +88,17 @@ class _Found:
     #: What the training started from, and the part of the images it had.
     weights: set[str] = field(default_factory=set)
     parts: set[float] = field(default_factory=set)
+    #: What is wrong with files that were left out, by their paths.
+    files: dict[str, str] = field(default_factory=dict)
+
+    def read(self, read: Callable[[Path, Any], Any], path: Path, kind: Any, run: str) -> Any:
+        """Read a file, or note that it is damaged; then there is nothing in it."""
+        try:
+            return read(path, kind)
+        except DamagedFileError as error:
+            self.files[str(path)] = error.reason
+            _miss(self, run, str(error))
+            return ()
 
 
 def collect(sources: Sequence[tuple[Path, str]]) -> Results:
@@ -99,7 +122,7 @@ def collect(sources: Sequence[tuple[Path, str]]) -> Results:
                 _read_single(runs_dir, name, found)
         except (DamagedRun, DamagedSweep) as error:
             found.damaged[name] = str(error)
-            if len(found.damaged) == len(sources):
+            if all(source in found.damaged for _, source in sources):
                 raise
     for name, reason in found.damaged.items():
         _miss(found, name, reason.rstrip("."))
@@ -120,7 +143,7 @@ def collect(sources: Sequence[tuple[Path, str]]) -> Results:
         latencies=tuple(found.latencies),
         analyses=found.analyses,
         missing=found.missing,
-        damaged=found.damaged,
+        damaged={**found.damaged, **found.files},
         notes=notes_on(rows, found.latencies, found.weights, found.parts),
     )
 
@@ -214,11 +237,11 @@ def _read_run(run: Run, name: str, asked: int | None, found: _Found, source: str
             _read_backbone(run, name, backbone, pruned, found, source)
     if "baseline" in usable:
         record = run.stages["baseline"]
-        found.weights.add(record.summary.get("weights", "unknown"))
+        found.weights.add(_name(record.summary.get("weights", "unknown")))
         found.parts.add(record.options.get("part") or 1.0)
     for head in _HEADS:
         if head in usable:
-            found.cells.append(replace(_cell(run, name, head, pruned), source=source))
+            found.cells.append(_cell(run, name, head, pruned, found, source))
     if "analysis" in usable:
         analysis = run.stages["analysis"].summary
         found.analyses[name] = analysis
@@ -261,21 +284,22 @@ def _read_backbone(
     level = pruned if stage == "pruned" else 0
     found.backbones[record.id] = Backbone(
         run=name,
-        data=summary["data"],
-        backbone=summary["model"],
+        data=_name(summary["data"]),
+        backbone=_name(summary["model"]),
         pruned=level,
         stage=stage,
         seed=run.seed,
         values=_figures(summary),
-        epochs=tuple(_json_lines(run.path(stage) / "metrics.jsonl")),
+        epochs=found.read(read_rows, run.path(stage) / "metrics.jsonl", Epoch, name),
         source=source,
     )
-    candidates = tuple(_json_lines(run.path(stage) / "candidates.jsonl"))
+    file = run.path(stage) / "candidates.jsonl"
+    candidates = found.read(read_rows, file, Candidate, name)
     if candidates:
         found.searches[record.id] = Search(
             run=name,
-            data=summary["data"],
-            backbone=summary["model"],
+            data=_name(summary["data"]),
+            backbone=_name(summary["model"]),
             pruned=level,
             seed=run.seed,
             candidates=candidates,
@@ -284,20 +308,29 @@ def _read_backbone(
         )
 
 
-def _cell(run: Run, name: str, stage: Literal["caps", "linear"], pruned: int) -> Cell:
+def _cell(
+    run: Run,
+    name: str,
+    stage: Literal["caps", "linear"],
+    pruned: int,
+    found: _Found,
+    source: str,
+) -> Cell:
     summary = run.stages[stage].summary
+    described = found.read(read_object, run.path(stage) / "architecture.json", Described, name)
     return Cell(
         run=name,
-        data=summary["data"],
-        backbone=summary["model"],
+        data=_name(summary["data"]),
+        backbone=_name(summary["model"]),
         pruned=pruned,
         trunk="frozen" if summary["frozen"] else "finetuned",
         head=_HEADS[stage],
         seed=run.seed,
-        values=_figures(summary) | _shape(run.path(stage) / "architecture.json"),
+        values=_figures(summary) | _shape(described),
         memory_meter=summary.get("memory_meter"),
         energy_meter=summary.get("energy_meter"),
-        epochs=tuple(_json_lines(run.path(stage) / "metrics.jsonl")),
+        epochs=found.read(read_rows, run.path(stage) / "metrics.jsonl", Epoch, name),
+        source=source,
     )
 
 
@@ -312,7 +345,9 @@ def _read_run_profile(run: Run, name: str, found: _Found) -> None:
         if label not in profile["variants"] or (pruned == 0 and label == "unpruned, capsules"):
             continue
         level = pruned if is_pruned else 0
-        measured = _latencies(profile, label, caps["model"], level, head, caps["data"], name)
+        measured = _latencies(
+            profile, label, _name(caps["model"]), level, head, _name(caps["data"]), name
+        )
         found.latencies += measured
         if level == pruned:
             values = _by_batch(measured)
@@ -326,9 +361,10 @@ def _read_sweep_profile(path: Path, runs: Mapping[str, Run], prefix: str, found:
     Each stands for all cells with the same head on the same pruned backbone: they differ by their
     weights alone.
     """
-    profile = _json(path)
-    if profile is None:
-        _miss(found, path.parent.name, "its networks were not profiled")
+    profile = found.read(read_object, path, SweepProfile, path.parent.name)
+    if not profile:
+        if profile is None:
+            _miss(found, path.parent.name, "its networks were not profiled")
         return
     for label, variant in profile["variants"].items():
         run = runs.get(variant["run"])
@@ -347,7 +383,7 @@ def _read_sweep_profile(path: Path, runs: Mapping[str, Run], prefix: str, found:
             variant["backbone"],
             variant["pruned"],
             head,
-            backbone.summary["data"],
+            _name(backbone.summary["data"]),
             path.parent.name,
         )
         found.latencies += measured
@@ -491,49 +527,22 @@ def _trained(values: Mapping[str, float]) -> tuple[float | None, ...]:
     return tuple(values.get(key) for key in _TRAINED)
 
 
-def _shape(architecture: Path) -> dict[str, float]:
-    """Pixels a side and number of classes, from a checkpoint's description."""
-    described = _json(architecture)
-    if described is None:
+def _shape(described: Described | None) -> dict[str, float]:
+    """Pixels a side and number of classes, where a checkpoint's description is there and whole."""
+    if not described:
         return {}
     data = described["data"]
     return {"image_size": data["image_size"], "classes": len(data["class_names"])}
 
 
-def _json(path: Path) -> Any:
-    """Read a JSON file; None if there is none.
-
-    Raises:
-        RunError: if it is damaged.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise _damaged(path) from error
-
-
-def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Read a file of one JSON object a line; nothing if there is none.
-
-    Raises:
-        RunError: if it is damaged.
-    """
-    if not path.is_file():
-        return
-    try:
-        for line in path.read_text(encoding="utf-8").splitlines():
-            if line.strip():
-                yield json.loads(line)
-    except ValueError as error:
-        raise _damaged(path) from error
-
-
-def _damaged(path: Path) -> RunError:
-    return RunError(f"{path} is damaged; do that stage again with --overwrite.")
+def _name(text: str) -> str:
+    """Cut a name for display; it stays another than every other."""
+    if len(text) <= _LONGEST:
+        return text
+    return f"{cut(text, _LONGEST)} ({hashlib.sha256(text.encode()).hexdigest()[:8]})"
 
 
 def _miss(found: _Found, name: str, reason: str) -> None:
+    reason = cut(reason, 500)
     before = found.missing.get(name)
     found.missing[name] = reason if before is None else f"{before}; {reason}"

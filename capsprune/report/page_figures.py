@@ -192,7 +192,7 @@ def _candidates(search: Search, keys: dict[str, Key]) -> list[Trace]:
                 f"{state} {one['index']}, seed {search.seed}",
                 f"Score: {100 * one['score']:.2f} %",
                 f"FLOPs left: {100 * one['flops_ratio']:.2f} %",
-                f"Loss: {one['loss']:.3f}" if "loss" in one else None,
+                None if one.get("loss") is None else f"Loss: {one['loss']:.3f}",
                 f"Rung: {one['rung']}" if "rung" in one else None,
                 f"Run: {search.run}",
             )

@@ -195,7 +195,7 @@ class Results:
     analyses: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     #: Cells of a sweep, or stages of a run, that are not done, with the reason where it is known.
     missing: Mapping[str, str] = field(default_factory=dict)
-    #: What is wrong with the runs and sweeps among them that cannot be read.
+    #: What is wrong with the runs and sweeps among them, and the files of runs, that are left out.
     damaged: Mapping[str, str] = field(default_factory=dict)
     #: What a reader must know of how it was measured, one sentence each.
     notes: Sequence[str] = ()
