@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         OPSETS,
         routing_function,
         routing_model,
+        translations,
     )
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "require_parity",
     "routing_function",
     "routing_model",
+    "translations",
 ]
 
 _MODULE_OF = {
@@ -46,6 +48,7 @@ _MODULE_OF = {
     "OP_TYPE": "routing_op",
     "routing_function": "routing_op",
     "routing_model": "routing_op",
+    "translations": "routing_op",
 }
 
 

@@ -13,11 +13,12 @@ time of the same steps with D1 innermost and ONNX's Softmax.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import onnx
+import torch
 from numpy.typing import ArrayLike, NDArray
 from onnx import helper, numpy_helper
 from torch import Tensor
@@ -134,6 +135,36 @@ def routing_model(
         ir_version=IR_VERSION,
         producer_name="capsprune",
     )
+
+
+def translations() -> dict[Any, Callable[..., Any]]:
+    """Give what `torch.onnx.export(..., dynamo=True)` takes as its `custom_translation_table`.
+
+    With it PyTorch writes a capsule network, or what it is a part of, in standard ops of ONNX; the
+    opset must be 18 or later, as it is by default. `capsprune.export.export_onnx` writes a node
+    that has a kernel of its own, and verifies the file.
+    """
+    return {torch.ops.capsprune.dynamic_routing.default: _routing_ops}
+
+
+def _routing_ops(
+    u: Any, weight: Any, bias: Any, iterations: int, epsilon: float, all_gradients: bool = False
+) -> Any:
+    """Translate `torch.ops.capsprune.dynamic_routing`; called by PyTorch's exporter."""
+    from onnxscript import opset18
+
+    del all_gradients  # A file has no gradients.
+    values = {"u": u, "weight": weight, "bias": bias}
+    for node in _body(iterations, bias is not None):
+        attributes = {
+            attribute.name: epsilon
+            if attribute.ref_attr_name
+            else helper.get_attribute_value(attribute)
+            for attribute in node.attribute
+        }
+        op = getattr(opset18, node.op_type)
+        values[node.output[0]] = op(*(values[name] for name in node.input), **attributes)
+    return values["v"]
 
 
 def check_opset(opset: int) -> None:

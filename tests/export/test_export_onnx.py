@@ -7,6 +7,7 @@ import json
 import logging
 import warnings
 
+import numpy as np
 import onnx
 import pytest
 import torch
@@ -16,7 +17,7 @@ from torch import nn
 import capsprune
 from capsprune.capsules import CapsuleNetwork
 from capsprune.errors import ExportError
-from capsprune.export import export_onnx
+from capsprune.export import export_onnx, translations
 from capsprune.export.ort import onnxruntime
 
 SIZE = 16
@@ -274,3 +275,42 @@ def test_export_is_quiet(tmp_path, capfd, caplog):
     assert capfd.readouterr() == ("", "")
     assert [r for r in caplog.records if r.levelno >= logging.INFO] == []
     assert logging.root.manager.disable == logging.NOTSET
+
+
+class InsideAnother(nn.Module):
+    """A user's own network that a capsule network is a part of."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, images):
+        return self.network(images * 0.5).class_probabilities.argmax(dim=1)
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_user_s_own_export_takes_our_translations(tmp_path, wrapped):
+    torch.manual_seed(0)
+    trunk = nn.Sequential(nn.Conv2d(3, 16, 3, stride=4, padding=1), nn.ReLU())
+    network = CapsuleNetwork(trunk, channels=16, feature_size=4, classes=5, iterations=2).eval()
+    network = InsideAnother(network).eval() if wrapped else network
+    path = tmp_path / "own.onnx"
+    torch.onnx.export(
+        network,
+        (torch.randn(2, 3, 16, 16),),
+        path,
+        dynamo=True,
+        custom_translation_table=translations(),
+        dynamic_shapes=({0: torch.export.Dim("batch")},),
+        verbose=False,
+    )
+    images = torch.randn(5, 3, 16, 16)
+    session = onnxruntime.InferenceSession(str(path))
+    found = session.run(None, {session.get_inputs()[0].name: images.numpy()})
+    with torch.no_grad():
+        expected = network(images)
+    for ours, theirs in zip((expected,) if wrapped else expected, found, strict=True):
+        np.testing.assert_allclose(theirs, ours, atol=1e-5)
+    # No op library and no function: any runtime reads it.
+    model = onnx.load(path)
+    assert {node.domain for node in model.graph.node} <= {"", "ai.onnx"} and not model.functions
