@@ -125,7 +125,8 @@ def _choose(
         if not key.startswith(first.prefix) and not key.endswith(AVERAGED_COUNT)
     )
     if beside:
-        notes.append(f"without {len(beside)} others such as '{beside[0]}'")
+        more = f" and {len(beside) - 1} more" if len(beside) > 1 else ""
+        notes.append(f"without '{beside[0]}'{more}")
     return first, notes
 
 
