@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from capsprune.data import decoding
 from capsprune.data.decoding import (
@@ -298,6 +299,23 @@ DAMAGED = {
 def test_damaged_exif_does_not_hide_the_orientation(tmp_path, kind):
     image = Image.fromarray(COLOURS)
     assert looks_turned(as_written(image, ".png", folder=tmp_path, exif=DAMAGED[kind]), 6)
+
+
+@pytest.mark.parametrize("kind", DAMAGED)
+def test_a_jpeg_is_turned_though_its_exif_is_damaged(tmp_path, kind):
+    array = np.zeros((16, 24, 3))
+    array[:8] = 255  # bright above; turned by 90 degrees, bright to the right
+    path = save(tmp_path / "a.jpg", array, exif=b"Exif\0\0" + DAMAGED[kind])
+    out = decode(path, 16, PLAIN)[0]
+    assert out[:, -4:].min() > 200 and out[:, :4].max() < 50
+
+
+def test_orientation_is_read_from_xmp(tmp_path):
+    xmp = PngInfo()
+    xmp.add_itxt("XML:com.adobe.xmp", '<x tiff:Orientation="6"/>')
+    assert looks_turned(
+        as_written(Image.fromarray(COLOURS), ".png", folder=tmp_path, pnginfo=xmp), 6
+    )
 
 
 JPEG = io.BytesIO()
