@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -124,6 +125,21 @@ def test_a_sweep_goes_on_with_its_recipe_and_may_grow(tmp_path):
         )
     with pytest.raises(SweepError, match=r"begun with other options \(trunks.frozen\)"):
         open_sweep(tmp_path / "runs", recipe(tmp_path, SMALL.replace("0.5}", "0.6}")))
+
+
+def test_a_sweep_keeps_its_precision(tmp_path):
+    grid = recipe(tmp_path, SMALL)
+    open_sweep(tmp_path, grid, "bf16-mixed").write()
+    assert open_sweep(tmp_path, grid, "bf16-mixed").precision == "bf16-mixed"
+    assert read_sweep(tmp_path, "grid").precision == "bf16-mixed"
+    with pytest.raises(SweepError, match=r"other options \(--precision\)"):
+        open_sweep(tmp_path, grid)
+    # One of before it was noted.
+    path = tmp_path / "grid" / "sweep.json"
+    stored = json.loads(path.read_text())
+    del stored["precision"]
+    path.write_text(json.dumps(stored))
+    assert open_sweep(tmp_path, grid).precision == "32-true"
 
 
 def test_a_damaged_sweep_is_refused(tmp_path):

@@ -9,10 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from cli_runner import Outcome, call
+from safetensors.torch import load_file, save
 
 from capsprune.checkpoint import read_architecture
 from capsprune.data.splits import Split
+from capsprune.errors import DataError
+from capsprune.pipeline import session
 
 Cli = Callable[..., Outcome]
 #: An untrained baseline on a tenth of the training images: a second.
@@ -234,3 +238,82 @@ def test_stored_options_that_cannot_be_read(
 ) -> None:
     change_record(copied, "a", lambda stages: stages["baseline"]["options"].update(options))
     refused(call(*TINY, "--run", "a", folder=copied), *words)
+
+
+def test_capsules_have_the_size_that_prune_counted_with(copied: Path) -> None:
+    a = ("--run", "a")
+    prune = ("prune", "--flops", 1, "--d1", 4, "--bn-batches", 1, "--epochs", 0)
+    assert call(*prune, *a, folder=copied).code == 0
+    attach = ("attach-caps", "--freeze", "--epochs", 1)
+    outcome = call(*attach, *a, "--json", folder=copied)
+    assert done(outcome)["primary_capsules"] == 1024 // 4
+    assert "4 values, as --d1 of prune said" in outcome.err
+    assert record_of(copied, "a")["stages"]["caps"]["options"]["d1"] == 4
+    assert "done already" in call(*attach, *a, folder=copied).err
+    refused(call(*attach, "--d1", 8, *a, folder=copied), "d1 4 instead of 8")
+
+
+@pytest.fixture
+def without_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine on which there is no data set."""
+
+    def load_data(name: str, **_: object) -> None:
+        raise DataError(f"There is no data set {name} here: put it there.")
+
+    monkeypatch.setattr(session, "load_data", load_data)
+
+
+@pytest.mark.usefixtures("without_data")
+def test_a_checkpoint_is_exported_without_its_data(copied: Path) -> None:
+    command = ("export", "runs/a/baseline", "--run", "new", "--output", "a.onnx", "--json")
+    report = done(call(*command, folder=copied))
+    assert report["verified_on"] == "test images that the checkpoint carries"
+    carried = copied / "runs" / "a" / "baseline" / "verification.safetensors"
+    assert load_file(carried)["images"].shape == (32, 3, 8, 8)
+    # One of before they carried any.
+    carried.unlink()
+    outcome = call(*command, "--overwrite", folder=copied)
+    assert done(outcome)["verified_on"] == "noise"
+    assert "verified on noise" in outcome.err and "no data set digits" in outcome.err
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"no tensors",
+        save({"images": torch.zeros(2, 3, 4, 4)}),
+        save({"images": torch.zeros(2, 5, 4, 4, dtype=torch.uint8)}),
+        save({"images": torch.zeros(33, 1, 4, 4, dtype=torch.uint8)}),
+        save({"images": torch.zeros(0, 1, 4, 4, dtype=torch.uint8)}),
+        save({"others": torch.zeros(2, 1, 4, 4, dtype=torch.uint8)}),
+    ],
+)
+def test_damaged_images_of_a_checkpoint(copied: Path, content: bytes) -> None:
+    baseline = copied / "runs" / "a" / "baseline"
+    (baseline / "verification.safetensors").write_bytes(content)
+    outcome = call("export", "runs/a/baseline", "--run", "new", folder=copied)
+    refused(outcome, "verification.safetensors is damaged", "restore it")
+    assert not (copied / "runs" / "a" / "baseline.onnx").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("without_data")
+def test_a_finished_run_is_profiled_without_its_data(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished / "runs", tmp_path / "runs")
+    export = ("export", "--onnx", "--overwrite", "--json")
+    assert "carries" in done(call(*export, folder=tmp_path))["verified_on"]
+    profile = ("profile", "--batch", 1, "--repeats", 5, "--overwrite", "--json")
+    assert len(done(call(*profile, folder=tmp_path))["variants"]) == 3
+
+
+@pytest.mark.slow
+def test_an_analysis_in_half_precision_is_another(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished / "runs", tmp_path / "runs")
+    ask = ("analyse", "--images", 50, "--device", "cpu", "--json")
+    exact = done(call(*ask, folder=tmp_path))
+    rough = (*ask, "--precision", "bf16-mixed")
+    refused(call(*rough, folder=tmp_path), "precision 32-true instead of bf16-mixed")
+    found = done(call(*rough, "--overwrite", folder=tmp_path))
+    assert found["coupling_entropy"] != exact["coupling_entropy"]
+    assert abs(found["bottleneck_entropy"] - exact["bottleneck_entropy"]) < 0.05
