@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -91,6 +92,22 @@ def test_the_command_line_imports_nothing_from_the_current_folder(poisoned):
         (poisoned / f"{name}.py").write_text("import os\nos._exit(99)\n")
     done = run("-m", "capsprune", "runs", cwd=poisoned, timeout=120)
     assert done.returncode == 0, done.stderr
+
+
+PATIENCE = """
+import os, sys
+import capsprune.__main__ as entry
+assert "torch" not in sys.modules
+entry._run = lambda: print(os.environ["OMP_WAIT_POLICY"])
+entry.main()
+"""
+
+
+@pytest.mark.parametrize(("users", "used"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_threads_wait_without_spinning_unless_the_user_says_otherwise(users, used):
+    others = {name: text for name, text in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    env = {**others, "OMP_WAIT_POLICY": users} if users else others
+    assert run("-c", PATIENCE, env=env).stdout.strip() == used
 
 
 def value():

@@ -1,9 +1,12 @@
 import os
 import signal
+import subprocess
+import sys
 import time
 from functools import partial
 from pathlib import Path
 
+import psutil
 import pytest
 
 from capsprune.errors import CapspruneError, Interrupted
@@ -102,3 +105,44 @@ def test_an_interruption_ends_the_processes():
     finally:
         signal.signal(signal.SIGINT, before)
     assert time.monotonic() - started < 50
+
+
+PARENT = """
+import sys
+from functools import partial
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+import test_jobs
+from capsprune.pipeline.jobs import Job, run_jobs
+from capsprune.progress import Progress
+run_jobs([Job("long", partial(test_jobs.linger, Path({folder!r})))], 1, Progress(), "Jobs")
+"""
+
+
+def linger(folder: Path, progress: Progress, place: int) -> None:
+    (folder / str(os.getpid())).touch()
+    time.sleep(600)
+
+
+def test_jobs_end_with_a_sweep_that_is_killed(tmp_path):
+    code = PARENT.format(tests=str(Path(__file__).parent), folder=str(tmp_path))
+    sweep = subprocess.Popen([sys.executable, "-c", code])
+    try:
+        deadline = time.monotonic() + 120
+        while not (begun := list(tmp_path.iterdir())) and time.monotonic() < deadline:
+            time.sleep(0.05)
+    finally:
+        sweep.kill()
+        sweep.wait()
+    (job,) = begun
+    deadline = time.monotonic() + 10
+    while alive(int(job.name)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not alive(int(job.name))
+
+
+def alive(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
