@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from capsprune.files import make_folder, write_text
+from capsprune.files import make_folder, remove_partials, write_text
 from capsprune.report.claims import Claim, claims
 from capsprune.report.figures import draw_figures
 from capsprune.report.markdown import markdown, results_csv
@@ -40,6 +40,8 @@ def write_report(
     if judged is None:
         judged = claims(results)
     make_folder(directory)
+    for folder in (directory, directory / FIGURES):
+        remove_partials(folder)
     figures = draw_figures(results, directory / FIGURES)
     write_text(directory / MARKDOWN, markdown(results, judged, figures, directory))
     write_text(directory / CSV, results_csv(results))

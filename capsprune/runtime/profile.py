@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from capsprune import processes
 from capsprune.errors import CapspruneError
 from capsprune.export.ort import onnxruntime
+from capsprune.files import scratch
 from capsprune.runtime import meters
 from capsprune.runtime.memory_probe import measure_memory
 from capsprune.runtime.sessions import provider_of, resolve_provider, session
@@ -306,13 +307,13 @@ def _node_events(
     gpu: int = 0,
 ) -> list[dict[str, Any]]:
     """The events of ONNX Runtime's own profiler over one run, and as many more as asked for."""
-    with tempfile.TemporaryDirectory(prefix=".nodes-", dir=folder) as directory:
+    with scratch(folder or Path(tempfile.gettempdir()), "nodes") as directory:
         opened = session(
             path,
             provider=provider,
             threads=threads,
             native=native,
-            profile_prefix=Path(directory) / "nodes",
+            profile_prefix=directory / "nodes",
             gpu=gpu,
         )
         profiled = _Timed(opened, images)
@@ -325,7 +326,7 @@ def _node_events(
             return json.loads(Path(opened.end_profiling()).read_text(encoding="utf-8"))
         except (OSError, ValueError):  # It says nothing where it cannot write all of it.
             raise CapspruneError(
-                f"ONNX Runtime's record of a run in {Path(directory).parent} is incomplete; see "
+                f"ONNX Runtime's record of a run in {directory.parent} is incomplete; see "
                 "that there is space left, and give the same command again."
             ) from None
 
