@@ -267,7 +267,8 @@ class PruneOptions(Options):
         None, description="Most of a group that a strategy removes. [default: by the target]"
     )
     round_to: ChannelCount = Field(
-        1, description="Keep channels in multiples of this; 8 suits most processors."
+        8,
+        description="Keep channels in multiples of this: other counts save FLOPs and little time.",
     )
     bn_batches: PositiveCount = Field(
         20, description="Training batches from which a candidate's BN statistics are recomputed."

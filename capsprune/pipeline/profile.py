@@ -15,6 +15,7 @@ from capsprune.capsules import CapsuleNetwork
 from capsprune.checkpoint import CapsuleHead, Checkpoint, describe_like, load_checkpoint
 from capsprune.files import dump_json
 from capsprune.inspection import checkpoint_costs
+from capsprune.pipeline.alignment import odd_counts
 from capsprune.pipeline.export import export_checkpoint, find_images
 from capsprune.pipeline.session import Session
 from capsprune.pipeline.stage import Stage
@@ -83,6 +84,8 @@ def profile(options: ProfileOptions, session: Session) -> StageRecord:
             gpu=gpu,
         )
     say_where(tried, measurements, session.progress)
+    if said := odd_counts(pruned_capsules.architecture.channels, unpruned.architecture.channels):
+        session.progress.say(said)
     summary = {
         "variants": {
             name: {

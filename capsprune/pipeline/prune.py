@@ -12,6 +12,7 @@ from capsprune.data.names import default_image_size
 from capsprune.errors import RunError
 from capsprune.files import dump_json
 from capsprune.inspection import checkpoint_costs
+from capsprune.pipeline.alignment import odd_counts
 from capsprune.pipeline.baseline import require_baseline
 from capsprune.pipeline.fitting import fit_network, score_network, score_summary
 from capsprune.pipeline.prunable import Prunable
@@ -30,7 +31,7 @@ from capsprune.pipeline.train import train
 from capsprune.pruning.adaptive_bn import recalibrate
 from capsprune.pruning.criteria import rank_channels
 from capsprune.pruning.groups import Dependencies
-from capsprune.pruning.shrink import shrink
+from capsprune.pruning.shrink import layer_channels, shrink
 from capsprune.pruning.space import SearchSpace
 from capsprune.pruning.strategy import Strategy, read_strategy
 from capsprune.recipe import PruneOptions, TrainOptions
@@ -119,6 +120,8 @@ def prune(options: PruneOptions, session: Session) -> StageRecord:
     kept = strategy.kept(dependencies)
     ratio = float(unpruned.cost.flops_ratio(kept))
     network = shrink(model, dependencies, rankings, kept)
+    if options.strategy is None and (said := odd_counts(*map(layer_channels, (network, model)))):
+        progress.say(said)
     recalibrate(network, batches.calibration)
     before = score_network(session, network, splits.test, size)
     progress.say(f"{ratio:.1%} of the FLOPs remain; test accuracy {before.accuracy:.2%}")

@@ -39,6 +39,20 @@ def test_proposals_lie_on_the_target(make_prunable, target, seed, name):
 
 @settings(max_examples=60)
 @given(
+    target=st.floats(0.15, 0.95),
+    seed=st.integers(0, 10_000),
+    name=st.sampled_from(["resnet18", "mobilenet_v1", "mobilenet_v2"]),
+)
+def test_multiples_of_8_lie_on_the_target_too(make_prunable, target, seed, name):
+    cost = make_prunable(name, 32, "meta").cost
+    space = SearchSpace.around(cost, target, round_to=8)
+    kept = space.kept(space.propose(np.random.default_rng(seed)))
+    assert abs(float(cost.flops_ratio(kept)) - target) <= 0.005
+    assert all(n * w % 8 == 0 for n, w in zip(kept, cost.widths, strict=True))
+
+
+@settings(max_examples=60)
+@given(
     target=st.floats(0.08, 0.99),
     seed=st.integers(0, 10_000),
     scale=st.floats(-0.5, 2.0),

@@ -1,0 +1,34 @@
+"""What is said of channel counts that save FLOPs and little time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+#: Processors compute so many channels at a time, or a multiple.
+_ALIGNED = 8
+
+#: As `capsprune.pruning.shrink.layer_channels` gives them.
+Channels = Mapping[str, Mapping[str, int]]
+
+
+def odd_counts(pruned: Channels, unpruned: Channels) -> str | None:
+    """Say that layers were cut to channel counts that cost latency, if any were.
+
+    Args:
+        pruned: channel counts of a pruned network, or of its trunk.
+        unpruned: of the network that it was made from, or of its trunk.
+    """
+    cut = [
+        counts["out"]
+        for name, counts in pruned.items()
+        # Norms have no inputs, and follow their convolutions.
+        if "in" in counts and name in unpruned and counts["out"] < unpruned[name]["out"]
+    ]
+    odd = sum(count % _ALIGNED != 0 for count in cut)
+    if not odd:
+        return None
+    return (
+        f"{odd} of the {len(cut)} layers that lost channels keep no multiple of {_ALIGNED}, which "
+        f"often takes longer at the same FLOPs; 'capsprune prune --round-to {_ALIGNED}' keeps "
+        "multiples"
+    )
