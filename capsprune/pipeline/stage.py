@@ -114,7 +114,8 @@ class Stage:
         try:
             options = parse_options(self.kind, fields, "")
         except CapspruneError as error:
-            raise RunError(f"{has} options that cannot be used: {error} Now, {remedy}") from error
+            reason = str(error).rstrip(".")
+            raise RunError(f"{has} options that cannot be used ({reason}); {remedy}") from error
         beside = {
             key: stored.get(key, default)
             for key, default in _BESIDE_OPTIONS.items()
