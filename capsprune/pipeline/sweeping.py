@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -14,7 +13,7 @@ import torch
 
 from capsprune.checkpoint import load_checkpoint, verify_checkpoint
 from capsprune.errors import CapspruneError
-from capsprune.files import dump_json, scratch, write_text
+from capsprune.files import dump_json, read_json, scratch, write_text
 from capsprune.pipeline.analyse import analyse
 from capsprune.pipeline.attach_caps import attach_caps
 from capsprune.pipeline.attach_linear import attach_linear
@@ -287,7 +286,7 @@ _HEADS: dict[str, StageName] = {"capsules": "caps", "linear": "linear"}
 def _profiled(path: Path, asked: Mapping[str, Any]) -> bool:
     """Whether these very networks were measured already, as asked."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path)
         for one in found["variants"].values():
             del one["file_bytes"]
         return all(found[key] == value for key, value in asked.items())
