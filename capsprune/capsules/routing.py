@@ -55,7 +55,8 @@ def dynamic_routing(
 
     As in the authors' published code, only the last iteration carries gradients, unless
     `all_gradients` is given. Under autocast, and for float16 and bfloat16, the arithmetic is
-    float32. Gradients have no gradients.
+    float32. Gradients have no gradients. What `torch.jit.trace` records, for the legacy ONNX
+    exporter too, are PyTorch's own operators, for inference.
 
     Args:
         u: poses of the primary capsules, [batch, I, D1].
@@ -72,6 +73,9 @@ def dynamic_routing(
         ValueError: if the shapes, dtypes or devices do not fit each other, or `iterations` is
             below 1.
     """
+    if torch.jit.is_tracing():  # What is traced knows no operators but PyTorch's own.
+        _check(u, weight, bias, iterations)
+        return _forward(u, weight, bias, iterations, epsilon)
     return dynamic_routing_op(u, weight, bias, iterations, epsilon, all_gradients)
 
 
@@ -88,9 +92,7 @@ def dynamic_routing_op(
     _check(u, weight, bias, iterations)
     if _native_serves(u, weight):
         return _native_forward(u, weight, bias, iterations, epsilon)
-    wide = _widened(u, weight, bias)
-    poses = _sum_of_poses(*wide, iterations - 1, epsilon)
-    return _step(*wide, poses, epsilon).transpose(0, 1).to(u.dtype).contiguous()
+    return _forward(u, weight, bias, iterations, epsilon)
 
 
 @dynamic_routing_op.register_fake
@@ -257,6 +259,15 @@ def _sizes(u: Tensor, weight: Tensor) -> tuple[int, int, int, int, int]:
 
 
 # ---- In PyTorch; poses are [J, batch, D2] here. ----
+
+
+def _forward(
+    u: Tensor, weight: Tensor, bias: Tensor | None, iterations: int, epsilon: float
+) -> Tensor:
+    """Poses [batch, J, D2] after all iterations."""
+    wide = _widened(u, weight, bias)
+    poses = _sum_of_poses(*wide, iterations - 1, epsilon)
+    return _step(*wide, poses, epsilon).transpose(0, 1).to(u.dtype).contiguous()
 
 
 def _widened(

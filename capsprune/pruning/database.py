@@ -112,7 +112,7 @@ def open_url(url: str, heartbeat: int, grace: int) -> optuna.storages.RDBStorage
     except ImportError as error:
         raise StudyError(
             f"{hidden(url)} needs a database driver that is not installed ({_reason(error, url)}); "
-            f"give 'pip install {_package_of(error)}'."
+            f"install it with: pip install {_package_of(error)}."
         ) from None
     except OSError as error:
         raise StudyError(

@@ -270,7 +270,7 @@ def _class_rows(classes: Iterable[Summary]) -> list[tuple[str, str]]:
     rows = []
     if known:
         worst = [
-            f"{_short(one['class'])} {percent(one['accuracy'])} of {one['images']}"
+            f"{_short(one['class'])}: {percent(one['accuracy'])} of {one['images']}"
             for one in known[:_WORST]
         ]
         rows.append(("worst classes", ", ".join(worst)))

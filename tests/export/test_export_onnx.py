@@ -289,24 +289,35 @@ class InsideAnother(nn.Module):
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
-def test_a_user_s_own_export_takes_our_translations(tmp_path, wrapped):
+@pytest.mark.parametrize("dynamo", [True, False])
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_a_user_s_own_export_works(tmp_path, wrapped, dynamo):
     torch.manual_seed(0)
     trunk = nn.Sequential(nn.Conv2d(3, 16, 3, stride=4, padding=1), nn.ReLU())
     network = CapsuleNetwork(trunk, channels=16, feature_size=4, classes=5, iterations=2).eval()
     network = InsideAnother(network).eval() if wrapped else network
     path = tmp_path / "own.onnx"
+    names = ["out"] if wrapped else ["probabilities", "poses"]
+    if dynamo:
+        options = {
+            "custom_translation_table": translations(),
+            "dynamic_shapes": ({0: torch.export.Dim("batch")},),
+        }
+    else:
+        options = {"dynamic_axes": {name: {0: "batch"} for name in ("image", *names)}}
     torch.onnx.export(
         network,
         (torch.randn(2, 3, 16, 16),),
         path,
-        dynamo=True,
-        custom_translation_table=translations(),
-        dynamic_shapes=({0: torch.export.Dim("batch")},),
+        dynamo=dynamo,
+        input_names=["image"],
+        output_names=names,
         verbose=False,
+        **options,
     )
     images = torch.randn(5, 3, 16, 16)
     session = onnxruntime.InferenceSession(str(path))
-    found = session.run(None, {session.get_inputs()[0].name: images.numpy()})
+    found = session.run(None, {"image": images.numpy()})
     with torch.no_grad():
         expected = network(images)
     for ours, theirs in zip((expected,) if wrapped else expected, found, strict=True):

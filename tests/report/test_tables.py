@@ -39,7 +39,7 @@ def test_an_evaluation_names_the_worst_classes_and_those_without_images(capsys):
     counts = {f"class {n}": (10, n) for n in range(9)} | {"none": (0, 0)}
     tables.print_evaluation(evaluation(counts))
     out = capsys.readouterr().out
-    assert "class 0 0.00 % of 10, class 1 10.00 % of 10, class 2" in out
+    assert "class 0: 0.00 % of 10, class 1: 10.00 % of 10, class 2" in out
     assert "class 5" not in out and "without images" in out
     assert "largest class" not in out
 
