@@ -12,12 +12,12 @@ if __name__ == "__main__" and not getattr(sys.flags, "safe_path", False):
         sys.path.append(_current)
 
 import errno
+import io
 
 from capsprune import interrupts
 
 #: "No space left" and its kin: quota reached, file too large for the file system.
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-
 
 #: Threads that spin while they wait take the cores from other jobs, for nothing; torch reads this
 #: when it is loaded, and processes that are started inherit it. What the user has set stays.
@@ -34,6 +34,9 @@ def main() -> None:
 
 def _run() -> None:
     debug = "--debug" in sys.argv[1:]
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # The locale's encoding may lack what a name holds: it is escaped then, as on stderr.
+        sys.stdout.reconfigure(errors="backslashreplace")
     from capsprune.cli import app
     from capsprune.errors import CapspruneError
 
@@ -57,7 +60,7 @@ def _run() -> None:
                 "again, which goes on from where it stopped."
             )
         reason = error.strerror or str(error)
-        _fail(f"The file system refused{where}: {reason}; mend that and try again.")
+        _fail(f"The file system refused{where}: {reason}; fix that and try again.")
 
 
 def _fail(message: str) -> None:
