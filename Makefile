@@ -6,6 +6,8 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.10; do \
 
 VENV := .venv
 BIN := $(VENV)/bin
+# Two files of tests at a time: most of a test is done by one thread.
+TWO := -n 2 --dist loadfile
 
 .PHONY: demo test slow lint clean
 
@@ -14,10 +16,10 @@ demo: $(VENV)/installed
 	$(BIN)/capsprune report quickstart
 
 test: $(VENV)/installed-dev
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest $(TWO) -m "not slow"
 
 slow: $(VENV)/installed-dev
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest $(TWO) -m slow
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
