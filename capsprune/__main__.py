@@ -1,4 +1,4 @@
-"""Entry point: runs the command line, and turns what a user can mend into one sentence."""
+"""Entry point: runs the command line, and turns what a user can fix into one sentence."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _PATIENT = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
 
 
 def main() -> None:
-    """Run the command line; exit with 2 and one sentence on stderr for what a user can mend."""
+    """Run the command line; exit with 2 and one sentence on stderr for what a user can fix."""
     with interrupts.handled():
         for name, value in _PATIENT.items():
             os.environ.setdefault(name, value)

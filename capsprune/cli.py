@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 
 class _Interruptible(typer.core.TyperGroup):
-    """Tells of an interruption as of everything else that a user can mend."""
+    """Tells of an interruption as of everything else that a user can fix."""
 
     def invoke(self, ctx: Any) -> Any:
         try:

@@ -1,4 +1,4 @@
-"""Errors that a user can cause and mend: each carries one sentence with its cause and remedy."""
+"""Errors that a user can cause and fix: each carries one sentence with its cause and remedy."""
 
 from __future__ import annotations
 

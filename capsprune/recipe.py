@@ -523,7 +523,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _first_problem(kind: type[Options], error: ValidationError, where: str) -> str:
-    # A misspelt field is also a missing one: the spelling is what to mend.
+    # A misspelt field is also a missing one: the spelling is what to fix.
     problems = error.errors()
     problem = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
     location = [cut(str(part), 40) for part in problem["loc"]]

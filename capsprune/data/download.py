@@ -46,7 +46,7 @@ def fetch(
     with replacing(target) as partial:
         with partial.open("wb") as file:
             done = 0
-            # What the network raises is the user's to mend; what the disk raises is not ours.
+            # What the network raises is the user's to fix; what the disk raises is not ours.
             network = (OSError, http.client.HTTPException, ValueError)
             try:
                 reply = urllib.request.urlopen(url, timeout=_TIMEOUT)
