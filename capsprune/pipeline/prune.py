@@ -26,7 +26,7 @@ from capsprune.pipeline.searching import (
     write_measured_flops,
 )
 from capsprune.pipeline.session import Session
-from capsprune.pipeline.stage import Stage
+from capsprune.pipeline.stage import Stage, content_of
 from capsprune.pipeline.train import train
 from capsprune.pruning.adaptive_bn import recalibrate
 from capsprune.pruning.criteria import rank_channels
@@ -59,6 +59,7 @@ def prune(options: PruneOptions, session: Session) -> StageRecord:
         data=described.data.name,
         image_size=size,
         split_seed=None,  # which is the baseline's
+        strategy_sha256=content_of(options.strategy),
     )
     if record := stage.done():
         return record

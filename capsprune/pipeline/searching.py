@@ -44,8 +44,9 @@ _MEASURED = "latency.json"
 _OWNER = "owner.txt"
 #: Options that change nothing before the fine-tuning: searches that differ by them alone are one.
 _AFTER_THE_SEARCH = frozenset({"epochs", "lr", "precision"})
-#: Options that came later and that the baseline decides, from which every search begins.
-_OF_THE_BASELINE = frozenset({"split_seed", "value_range", "background"})
+#: What came later and says nothing of a search: options that the baseline decides, from which every
+#: search begins, and the digest of a strategy, for which there is none.
+_BESIDE_THE_SEARCH = frozenset({"split_seed", "value_range", "background", "strategy_sha256"})
 
 
 @dataclass(frozen=True)
@@ -295,7 +296,7 @@ def _tell(session: Session, found: SearchResult) -> None:
 
 def _open_study(options: PruneOptions, session: Session, stage: Stage, work: Path) -> Study:
     # Whoever asks for the same of the same baseline works on the same study, and nobody else.
-    others = _AFTER_THE_SEARCH | _OF_THE_BASELINE
+    others = _AFTER_THE_SEARCH | _BESIDE_THE_SEARCH
     asked = {key: value for key, value in stage.asked.items() if key not in others}
     identity = json.dumps([asked, stage.parent, session.run.seed], sort_keys=True)
     name = f"capsprune-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"

@@ -10,11 +10,12 @@ from typing import Any
 
 from torch import nn
 
+from capsprune.backbones.weights_file import digest
 from capsprune.checkpoint import Architecture, save_checkpoint
 from capsprune.data.names import written_path
 from capsprune.data.sources import DataSplits
 from capsprune.data.splits import Split
-from capsprune.errors import CapspruneError, RunError
+from capsprune.errors import CapspruneError, CheckpointError, RunError
 from capsprune.pipeline.session import Session
 from capsprune.provenance import verification_images, write_provenance
 from capsprune.recipe import (
@@ -35,6 +36,9 @@ from capsprune.training.fit import History
 _NOT_COMPARED = frozenset({"data_root", "output", "storage", "workers"})
 #: What was asked for beside the options, and what an older record that lacks it was made with.
 _BESIDE_OPTIONS: dict[str, Any] = {"precision": "32-true", "sha256": None, "linear": None}
+#: Digests of the files that options name: another file of the same name is another request. Older
+#: records lack them, and a file that is gone has none.
+_CONTENTS = frozenset({"weights_sha256", "strategy_sha256"})
 #: Stages whose networks compute in the precision that is asked for.
 _PRECISE = (TrainOptions, PruneOptions, HeadOptions, AnalyseOptions)
 
@@ -106,7 +110,7 @@ class Stage:
             one, other = commands if imported else reversed(commands)
             raise RunError(f"{has} {one} instead of {other}; {remedy}")
         fields = {key: value for key, value in stored.items() if key in self.kind.model_fields}
-        unknown = sorted(set(stored) - set(fields) - set(_BESIDE_OPTIONS))
+        unknown = sorted(set(stored) - set(fields) - set(_BESIDE_OPTIONS) - _CONTENTS)
         if unknown:
             raise RunError(
                 f"{has} options that this version does not know ({', '.join(unknown)}); {remedy}"
@@ -121,6 +125,9 @@ class Stage:
             for key, default in _BESIDE_OPTIONS.items()
             if key in self.asked
         }
+        for key in _CONTENTS & set(self.asked):
+            had, has = stored.get(key), self.asked[key]
+            beside[key] = has if had is None or has is None else had
         return {**_written(options), **beside}
 
     def begin(self, splits: DataSplits | None = None) -> Path:
@@ -194,6 +201,21 @@ class Stage:
         for name, text in (files or {}).items():
             (result / name).write_text(text, encoding="utf-8")
         return self.commit(result, architecture.id, summary)
+
+
+def content_of(path: Path | None) -> str | None:
+    """Give the digest of a file that an option names, as a stage compares it.
+
+    Args:
+        path: the file; None if the option was left out.
+
+    Returns:
+        None if there is no such file, which whoever reads it says.
+    """
+    try:
+        return None if path is None else digest(path)
+    except (CheckpointError, OSError):
+        return None
 
 
 def _written(options: Options) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from capsprune.data.names import default_image_size
 from capsprune.inspection import checkpoint_costs
 from capsprune.pipeline.fitting import fit_network, score_network, score_summary
 from capsprune.pipeline.session import Session
-from capsprune.pipeline.stage import Stage
+from capsprune.pipeline.stage import Stage, content_of
 from capsprune.recipe import TrainOptions
 from capsprune.run import StageRecord
 from capsprune.training.schedule import default_schedule
@@ -41,6 +41,7 @@ def train(options: TrainOptions, session: Session) -> StageRecord:
         image_size=image_size,
         part=new.part,
         split_seed=new.seed,
+        weights_sha256=content_of(weights_file),
     )
     if record := stage.done():
         return record

@@ -240,6 +240,27 @@ def test_stored_options_that_cannot_be_read(
     refused(call(*TINY, "--run", "a", folder=copied), *words)
 
 
+def test_another_file_of_the_same_name_is_another_request(copied: Path) -> None:
+    weights, strategy = copied / "weights.safetensors", copied / "strategy.json"
+    weights.write_bytes((copied / "runs/a/baseline/model.safetensors").read_bytes())
+    train = (*(weights if part == "none" else part for part in TINY), "--run", "w")
+    prune = ("prune", "--run", "w", "--strategy", strategy, "--bn-batches", 1, "--epochs", 0)
+    assert call(*train, folder=copied).code == 0
+    assert call("prune", "--run", "w", "--flops", 1, *prune[-4:], folder=copied).code == 0
+    shutil.copy(copied / "runs" / "w" / "pruned" / "strategy.json", strategy)
+    assert call(*prune, "--overwrite", folder=copied).code == 0
+
+    assert "done already" in call(*train, folder=copied).err
+    assert "done already" in call(*prune, folder=copied).err
+    state = load_file(weights)
+    weights.write_bytes(save({**state, "linear.bias": state["linear.bias"] + 1}))
+    strategy.write_text(strategy.read_text(encoding="utf-8") + " ", encoding="utf-8")
+    refused(call(*train, folder=copied), "weights-sha256", "--overwrite")
+    refused(call(*prune, folder=copied), "strategy-sha256", "--overwrite")
+    weights.unlink()
+    assert "done already" in call(*train, folder=copied).err
+
+
 def test_capsules_have_the_size_that_prune_counted_with(copied: Path) -> None:
     a = ("--run", "a")
     prune = ("prune", "--flops", 1, "--d1", 4, "--bn-batches", 1, "--epochs", 0)
