@@ -6,8 +6,8 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.10; do \
 
 VENV := .venv
 BIN := $(VENV)/bin
-# Two files of tests at a time: most of a test is done by one thread.
-TWO := -n 2 --dist loadfile
+# Two files of tests at a time, with one thread each: more would gain little.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 
 .PHONY: demo test slow lint clean
 
@@ -16,10 +16,10 @@ demo: $(VENV)/installed
 	$(BIN)/capsprune report quickstart
 
 test: $(VENV)/installed-dev
-	$(BIN)/pytest $(TWO) -m "not slow"
+	$(PYTEST) -m "not slow"
 
 slow: $(VENV)/installed-dev
-	$(BIN)/pytest $(TWO) -m slow
+	$(PYTEST) -m slow
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

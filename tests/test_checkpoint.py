@@ -76,9 +76,13 @@ def test_any_pruned_shape_comes_back(tmp_path_factory, name, fraction, head):
     save_checkpoint(directory, network, architecture, [{"epoch": 0}, {"epoch": 1}])
     loaded = load_checkpoint(directory)
     assert loaded.architecture == architecture
+    state, state_again = network.state_dict(), loaded.network.state_dict()
+    assert state.keys() == state_again.keys()
+    assert all(torch.equal(state[key], state_again[key]) for key in state)
     images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     for ours, theirs in zip(outputs(network, images), outputs(loaded.network, images), strict=True):
-        assert torch.equal(ours, theirs)
+        # Where in memory a weight begins decides how some layers add up.
+        torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-5 * float(ours.abs().max()))
     assert (loaded.capsules is not None) == (head == "capsules")
     assert getattr(loaded.architecture.head, "kind", None) == head
     with torch.no_grad():
