@@ -431,7 +431,7 @@ def sweep_command(
         checkpoints=checkpoints,
         progress=TerminalProgress(verbose),
     )
-    runs = done.runs
+    runs, _ = done.read_runs()
     cells = {
         cell.name: {
             str(stage): run.stages[stage].summary.get("accuracy")
@@ -525,15 +525,21 @@ def runs_command(
     (runs, damaged_runs), (sweeps, damaged_sweeps) = list_runs(runs_dir), list_sweeps(runs_dir)
     damaged = {**damaged_runs, **damaged_sweeps}
     _warn_of(damaged)
+    cells, damaged_cells = {}, {}
     for one in sweeps:
-        _warn_of({f"{one.name}/{name}": reason for name, reason in one.damaged.items()})
+        inside, damaged_cells[one.name] = one.read_runs()
+        cells[one.name] = one.done(inside)
+        _warn_of({f"{one.name}/{name}": why for name, why in damaged_cells[one.name].items()})
     if json:
         found: dict[str, Any] = {run.name: sorted(run.stages) for run in runs}
-        found |= {one.name: {"cells": one.done, "damaged": one.damaged} for one in sweeps}
+        found |= {
+            name: {"cells": of_sweep, "damaged": damaged_cells[name]}
+            for name, of_sweep in cells.items()
+        }
         _print_json({**found, **{name: {"damaged": reason} for name, reason in damaged.items()}})
     else:
         if sweeps:
-            print_sweeps([(one.name, one.done, len(one.failed)) for one in sweeps])
+            print_sweeps([(one.name, cells[one.name], len(one.failed)) for one in sweeps])
         if not runs and (sweeps or damaged):
             return
         print_runs(

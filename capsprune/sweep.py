@@ -273,20 +273,21 @@ class Sweep:
         """Where the latencies of the cells lie, once they are measured."""
         return self.directory / _PROFILE
 
-    @property
-    def runs(self) -> dict[str, Run]:
-        """The runs that are there, by name, as they are now."""
-        return {run.name: run for run in list_runs(self.directory)[0]}
+    def read_runs(self) -> tuple[dict[str, Run], dict[str, str]]:
+        """Read the runs that are there, as they are now.
 
-    @property
-    def damaged(self) -> dict[str, str]:
-        """What is wrong with the runs that are there and cannot be read, by name."""
-        return list_runs(self.directory)[1]
+        Returns:
+            Those that can be read, and what is wrong with the others, by name.
+        """
+        runs, damaged = list_runs(self.directory)
+        return {run.name: run for run in runs}, damaged
 
-    @property
-    def done(self) -> dict[str, bool]:
-        """Whether each cell is finished, by name."""
-        runs = self.runs
+    def done(self, runs: Mapping[str, Run]) -> dict[str, bool]:
+        """Tell whether each cell is finished, by name.
+
+        Args:
+            runs: from `read_runs`.
+        """
         return {
             cell.name: cell.name in runs and set(CELL_STAGES) <= set(runs[cell.name].stages)
             for cell in self.cells

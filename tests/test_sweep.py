@@ -115,7 +115,9 @@ def test_a_sweep_goes_on_with_its_recipe_and_may_grow(tmp_path):
     again = read_sweep(tmp_path / "runs", "grid")
     assert again.recipe == grid and again.failed == {"mobilenet_v1-s3": "why"}
     assert [one.name for one in list_sweeps(tmp_path / "runs")[0]] == ["grid"]
-    assert again.done == dict.fromkeys((cell.name for cell in grid.cells), False)
+    assert again.done(again.read_runs()[0]) == dict.fromkeys(
+        (cell.name for cell in grid.cells), False
+    )
 
     larger = recipe(tmp_path, SMALL.replace("[0, 50]", "[0, 25, 50]").replace("[3, 4]", "[3]"))
     assert open_sweep(tmp_path / "runs", larger).recipe == larger

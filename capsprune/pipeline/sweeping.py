@@ -87,7 +87,7 @@ def sweep(
     opened.failed = {}
     opened.write()
     todo: dict[str, Job] = {}
-    runs, damaged = opened.runs, opened.damaged
+    runs, damaged = opened.read_runs()
     for cell in recipe.cells:
         reason = damaged.get(cell.name, unfinished(runs.get(cell.name)))
         if reason is None:
@@ -108,7 +108,7 @@ def sweep(
             opened.write()
 
     run_jobs(list(todo.values()), jobs, progress, f"Sweep {opened.name}", note)
-    runs = opened.runs
+    runs, _ = opened.read_runs()
     if any(unfinished(runs.get(cell.name)) is None for cell in recipe.cells):
         last = Job(_PROFILE, partial(_profile, runs_dir, recipe, device))
         run_jobs([last], 1, progress, "Profiling", note)
@@ -234,7 +234,7 @@ def _profile(
     as many; so the first finished cell of each backbone and pruned level stands for all.
     """
     opened = read_sweep(runs_dir, recipe.name)
-    runs = opened.runs
+    runs, _ = opened.read_runs()
     chosen: dict[tuple[str, int], GridCell] = {}
     for cell in recipe.cells:
         if unfinished(runs.get(cell.name)) is None:

@@ -180,7 +180,7 @@ def _read_sweep(runs_dir: Path, name: str, prefix: str, found: _Found) -> None:
         RunError: if none of them has anything yet.
     """
     sweep = read_sweep(runs_dir, name)
-    runs, damaged = sweep.runs, sweep.damaged
+    runs, damaged = sweep.read_runs()
     found.damaged |= {prefix + run: reason for run, reason in damaged.items()}
     cells = {cell.name for cell in sweep.cells}
     before = len(found.backbones) + len(found.cells)
