@@ -17,7 +17,7 @@ from capsprune.pruning.criteria import l1_ranking
 from capsprune.pruning.groups import find_groups
 from capsprune.pruning.shrink import shrink
 from capsprune.pruning.strategy import read_strategy
-from capsprune.recipe import InspectOptions
+from capsprune.recipe import DEFAULT_D1, DEFAULT_D2, DEFAULT_ITERATIONS, InspectOptions
 from capsprune.run import Run, StageName
 
 #: Passes of the trunk in a training step, as the paper counts: forward, and twice that backward.
@@ -71,9 +71,9 @@ def inspect_model(options: InspectOptions) -> dict[str, Any]:
             channels=channels,
             feature_size=feature_size,
             classes=classes,
-            d1=_or(options.d1, 8),
-            d2=_or(options.d2, 16),
-            iterations=_or(options.iterations, 3),
+            d1=_or(options.d1, DEFAULT_D1),
+            d2=_or(options.d2, DEFAULT_D2),
+            iterations=_or(options.iterations, DEFAULT_ITERATIONS),
         )
     return {
         "model": name,

@@ -166,7 +166,9 @@ Ema = Annotated[
         json_schema_extra={"flags": "--ema"},
     ),
 ]
-DEFAULT_D1 = 8
+DEFAULT_D1, DEFAULT_D2, DEFAULT_ITERATIONS = 8, 16, 3
+#: Processors compute so many channels at a time, or a multiple.
+DEFAULT_ROUND_TO = 8
 Iterations = Annotated[IterationCount, Field(description="Routing iterations.")]
 PrimarySize = Annotated[CapsuleSize, Field(description="Values in a primary capsule.")]
 OutputSize = Annotated[CapsuleSize, Field(description="Values in an output capsule.")]
@@ -267,7 +269,7 @@ class PruneOptions(Options):
         None, description="Most of a group that a strategy removes. [default: by the target]"
     )
     round_to: ChannelCount = Field(
-        8,
+        DEFAULT_ROUND_TO,
         description="Keep channels in multiples of this: other counts save FLOPs and little time.",
     )
     bn_batches: PositiveCount = Field(
@@ -326,13 +328,13 @@ class HeadOptions(Options):
 class AttachCapsOptions(HeadOptions):
     """Options of `attach-caps`: a capsule head on the pruned trunk, trained."""
 
-    iterations: Iterations = 3
+    iterations: Iterations = DEFAULT_ITERATIONS
     d1: PrimarySize | None = Field(
         None,
         description="Values in a primary capsule. [default: as --d1 of prune said, else "
         f"{DEFAULT_D1}]",
     )
-    d2: OutputSize = 16
+    d2: OutputSize = DEFAULT_D2
 
 
 class AttachLinearOptions(HeadOptions):
@@ -417,9 +419,15 @@ class InspectOptions(Options):
         "finetune]",
         json_schema_extra={"flags": "--freeze/--finetune"},
     )
-    iterations: IterationCount | None = Field(None, description="Routing iterations. [default: 3]")
-    d1: CapsuleSize | None = Field(None, description="Values in a primary capsule. [default: 8]")
-    d2: CapsuleSize | None = Field(None, description="Values in an output capsule. [default: 16]")
+    iterations: IterationCount | None = Field(
+        None, description=f"Routing iterations. [default: {DEFAULT_ITERATIONS}]"
+    )
+    d1: CapsuleSize | None = Field(
+        None, description=f"Values in a primary capsule. [default: {DEFAULT_D1}]"
+    )
+    d2: CapsuleSize | None = Field(
+        None, description=f"Values in an output capsule. [default: {DEFAULT_D2}]"
+    )
 
 
 class RunOptions(Options):

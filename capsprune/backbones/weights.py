@@ -19,6 +19,8 @@ from capsprune.backbones.registry import backbone
 from capsprune.backbones.weights_file import read_content
 from capsprune.errors import CheckpointError, ModelError
 
+#: Starting weights that are no file.
+NO_FILES = ("auto", "imagenet", "none")
 #: Seconds after which a server that does not answer counts as out of reach.
 _CONNECT_TIMEOUT_S = 10.0
 
@@ -40,7 +42,7 @@ def initialise(model: nn.Module, name: str, weights: str, *, average: bool = Fal
         ModelError: if "imagenet" is asked for and there are none, or they are out of reach.
         CheckpointError: if a file is missing, foreign, carries a pickled object, or does not fit.
     """
-    if weights in ("none", "auto", "imagenet"):
+    if weights in NO_FILES:
         if average:
             raise ModelError(
                 f"--ema is for a file of weights, which '{weights}' is not; leave it out or give "

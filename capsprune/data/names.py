@@ -7,6 +7,7 @@ import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
+from capsprune.bounds import MAX_NAME
 from capsprune.errors import DataError, unknown_name
 
 FOLDER = "imagefolder"
@@ -19,10 +20,6 @@ DATA_SETS: tuple[str, ...] = (
     "tiny-imagenet",
     f"{FOLDER}:PATH",
 )
-
-
-#: Characters of a class's name, at most: as many bytes as file systems let the name of a folder be.
-_LONGEST_NAME = 255
 
 
 def known_data_set(name: str) -> str:
@@ -123,8 +120,8 @@ def check_class_names(names: Sequence[str], data: str) -> None:
     for name in names:
         if not name.strip():
             reason = "is empty"
-        elif len(name) > _LONGEST_NAME:
-            reason = f"has more than {_LONGEST_NAME} characters"
+        elif len(name) > MAX_NAME:
+            reason = f"has more than {MAX_NAME} characters"
         elif any(unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") for letter in name):
             reason = "holds control characters"
         else:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-#: Processors compute so many channels at a time, or a multiple.
-_ALIGNED = 8
+from capsprune.recipe import DEFAULT_ROUND_TO
 
 #: As `capsprune.pruning.shrink.layer_channels` gives them.
 Channels = Mapping[str, Mapping[str, int]]
@@ -24,11 +23,11 @@ def odd_counts(pruned: Channels, unpruned: Channels) -> str | None:
         # Norms have no inputs, and follow their convolutions.
         if "in" in counts and name in unpruned and counts["out"] < unpruned[name]["out"]
     ]
-    odd = sum(count % _ALIGNED != 0 for count in cut)
+    odd = sum(count % DEFAULT_ROUND_TO != 0 for count in cut)
     if not odd:
         return None
     return (
-        f"{odd} of the {len(cut)} layers that lost channels keep no multiple of {_ALIGNED}, which "
-        f"often takes longer at the same FLOPs; 'capsprune prune --round-to {_ALIGNED}' keeps "
-        "multiples"
+        f"{odd} of the {len(cut)} layers that lost channels keep no multiple of "
+        f"{DEFAULT_ROUND_TO}, which often takes longer at the same FLOPs; "
+        f"'capsprune prune --round-to {DEFAULT_ROUND_TO}' keeps multiples"
     )

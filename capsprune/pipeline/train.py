@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from capsprune.backbones.registry import backbone_arguments, build_backbone
-from capsprune.backbones.weights import initialise
+from capsprune.backbones.weights import NO_FILES, initialise
 from capsprune.checkpoint import Checkpoint, DataDescription, describe
 from capsprune.data.names import default_image_size
 from capsprune.inspection import checkpoint_costs
@@ -17,9 +17,6 @@ from capsprune.pipeline.stage import Stage, content_of
 from capsprune.recipe import TrainOptions
 from capsprune.run import StageRecord
 from capsprune.training.schedule import default_schedule
-
-#: Starting weights that are no file.
-_NO_FILES = ("auto", "imagenet", "none")
 
 
 def train(options: TrainOptions, session: Session) -> StageRecord:
@@ -31,7 +28,7 @@ def train(options: TrainOptions, session: Session) -> StageRecord:
     """
     image_size = options.image_size or default_image_size(options.data)
     arguments = backbone_arguments(options.model, image_size)
-    weights_file = None if options.weights in _NO_FILES else Path(options.weights)
+    weights_file = None if options.weights in NO_FILES else Path(options.weights)
     new = session.new_split("baseline", options, weights_file)
     stage = Stage.of(
         session,
