@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import uuid
 from collections.abc import Callable, Sequence
 
@@ -148,27 +149,26 @@ def with_one_linear_layer(unpruned: Checkpoint, say: Callable[[str], None]) -> C
         f"The classifier of {described.model} has {len(layers)} layers with weights: one untrained "
         "linear layer is measured in its place"
     )
-    trunk = unpruned.trunk
-    channels, _ = trunk_output(trunk, described.data.image_size)
-    linear = LinearNetwork(trunk, channels=channels, classes=len(described.data.class_names)).eval()
-    return Checkpoint(linear, describe_like(linear, described, parent=described.id, metrics={}))
+    return _with_head(unpruned, lambda trunk, feature_size, **sizes: LinearNetwork(trunk, **sizes))
 
 
 def _with_untrained_head(unpruned: Checkpoint, like: Checkpoint) -> Checkpoint:
     """The unpruned trunk with a capsule head of the same kind as another network's."""
-    described = unpruned.architecture
     head = like.architecture.head
     assert isinstance(head, CapsuleHead)
-    trunk = unpruned.trunk
+    make = functools.partial(CapsuleNetwork, d1=head.d1, d2=head.d2, iterations=head.iterations)
+    return _with_head(unpruned, make)
+
+
+def _with_head(unpruned: Checkpoint, make: Callable[..., nn.Module]) -> Checkpoint:
+    """The unpruned trunk with an untrained head.
+
+    Args:
+        unpruned: a backbone.
+        make: called with the trunk, and by name `channels`, `feature_size` and `classes`.
+    """
+    trunk, described = unpruned.trunk, unpruned.architecture
     channels, feature_size = trunk_output(trunk, described.data.image_size)
-    network = CapsuleNetwork(
-        trunk,
-        channels=channels,
-        feature_size=feature_size,
-        classes=len(described.data.class_names),
-        d1=head.d1,
-        d2=head.d2,
-        iterations=head.iterations,
-    ).eval()
-    architecture = describe_like(network, described, parent=described.id, metrics={})
-    return Checkpoint(network, architecture)
+    classes = len(described.data.class_names)
+    network = make(trunk, channels=channels, feature_size=feature_size, classes=classes).eval()
+    return Checkpoint(network, describe_like(network, described, parent=described.id, metrics={}))
