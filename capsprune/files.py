@@ -290,7 +290,7 @@ def _is_at(descriptor: int, path: Path) -> bool:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def holding_folder(folder: Path) -> Iterator[None]:
     """Keep a folder to this process while the block lasts, for others that ask for it so.
 
     The lock ends with the process and leaves no file. Where the folder is missing, or the system

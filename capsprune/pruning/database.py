@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from capsprune.errors import StudyError
-from capsprune.files import locked, replacing
+from capsprune.files import holding_folder, replacing
 from capsprune.pruning.samplers import quiet_optuna
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def open_url(url: str, heartbeat: int, grace: int) -> optuna.storages.RDBStorage
         arguments["pool_pre_ping"] = True
     file = _file_of(parsed) if is_sqlite else None
     try:
-        with locked(file.parent) if file else contextlib.nullcontext():
+        with holding_folder(file.parent) if file else contextlib.nullcontext():
             if file is not None and file.parent.is_dir() and _is_empty(file):
                 _make(file, None)
             return _shared_storage(url, arguments, heartbeat, grace)
