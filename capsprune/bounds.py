@@ -12,6 +12,8 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, ValidationError
 
+from capsprune.files import BadFileError
+
 #: Pixels a side.
 MAX_IMAGE_SIZE = 4096
 MAX_CLASSES = 100_000
@@ -129,8 +131,16 @@ def cut(text: str, length: int = 120) -> str:
     return f"{text[:head]}…{text[-(length - 1 - head) :]}"
 
 
-def what_is_wrong(error: ValidationError) -> str:
-    """Say of the first value that a model refused where it is and what is wrong with it."""
+def what_is_wrong(error: Exception) -> str:
+    """Say what is wrong with a file that was read and checked.
+
+    Args:
+        error: of a model, whose first refused value is named; of what reads files; or any other.
+    """
+    if isinstance(error, BadFileError):
+        return f"it {error}"
+    if not isinstance(error, ValidationError):
+        return str(error)
     problem = error.errors(include_url=False, include_context=False)[0]
     where = cut(".".join(str(part) for part in problem["loc"] if part != "[key]"))
     if problem["type"] == "missing":

@@ -19,7 +19,6 @@ from pydantic import (
     Discriminator,
     Field,
     Tag,
-    ValidationError,
 )
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
@@ -46,8 +45,8 @@ from capsprune.bounds import (
 )
 from capsprune.capsules import CapsuleNetwork
 from capsprune.data.transforms import NORMALISATION
-from capsprune.errors import CapspruneError, CheckpointError
-from capsprune.files import BadFileError, dump_json, make_folder, move, read_json, scratch
+from capsprune.errors import CapspruneError, CheckpointError, listed
+from capsprune.files import dump_json, make_folder, move, read_json, scratch
 from capsprune.pruning.shrink import layer_channels, resize_layers
 
 if TYPE_CHECKING:
@@ -277,15 +276,9 @@ def read_architecture(directory: Path) -> Architecture:
         ) from None
     except ValueError as error:
         raise CheckpointError(
-            f"{directory / ARCHITECTURE} is damaged or foreign ({_reason(error)}); make the "
+            f"{directory / ARCHITECTURE} is damaged or foreign ({what_is_wrong(error)}); make the "
             "checkpoint anew."
         ) from error
-
-
-def _reason(error: ValueError) -> str:
-    if isinstance(error, ValidationError):
-        return what_is_wrong(error)
-    return f"it {error}" if isinstance(error, BadFileError) else str(error)
 
 
 def verify_checkpoint(directory: Path) -> None:
@@ -412,10 +405,9 @@ def _as_built(state: Mapping[str, Tensor], network: nn.Module, source: Path) -> 
         if dtype.is_floating_point and not torch.isfinite(found[key]).all():
             endless.append(cut(key))
     if endless:
-        more = f" and {len(endless) - 3} more" if len(endless) > 3 else ""
         raise CheckpointError(
             f"{source} has numbers that are not finite (NaN or infinity) in "
-            f"{', '.join(endless[:3])}{more}; make the checkpoint anew."
+            f"{listed(endless, 3)}; make the checkpoint anew."
         )
     return found
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from capsprune import interrupts
 
@@ -50,6 +50,17 @@ class Interrupted(CapspruneError):
     def __init__(self) -> None:
         """Say that nothing is lost."""
         super().__init__(interrupts.SENTENCE)
+
+
+def listed(things: Sequence[object], most: int = 5) -> str:
+    """Name the first of several things, and say how many more there are.
+
+    Args:
+        things: as they are to be written.
+        most: how many are named.
+    """
+    names = ", ".join(str(thing) for thing in things[:most])
+    return names if len(things) <= most else f"{names} and {len(things) - most} more"
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:

@@ -16,7 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from capsprune.bounds import Amount, Name, Seed, check_plain, cut, what_is_wrong
 from capsprune.errors import CapspruneError, RunError
@@ -455,7 +455,7 @@ class Run:
         except FileNotFoundError:
             return None
         except BadFileError as error:
-            raise _damaged(path, f"it {error}") from error
+            raise _damaged(path, what_is_wrong(error)) from error
 
     def write_split(self, split: str) -> None:
         """Note the run's split of its data set."""
@@ -635,12 +635,8 @@ def _read_record(directory: Path) -> _RunRecord:
         for stage, done in record.stages.items():
             where = f"{stage}: "
             check_stage(stage, done.options, done.summary)
-    except ValidationError as error:
-        raise _damaged(path, where + what_is_wrong(error)) from error
     except ValueError as error:
-        raise _damaged(
-            path, f"it {error}" if isinstance(error, BadFileError) else str(error)
-        ) from error
+        raise _damaged(path, where + what_is_wrong(error)) from error
     return record
 
 

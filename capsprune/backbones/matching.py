@@ -20,7 +20,7 @@ from capsprune.backbones.state_dicts import (
     renamed,
     state_dicts,
 )
-from capsprune.errors import CheckpointError
+from capsprune.errors import CheckpointError, listed
 
 #: Batch norms count their batches in a tensor that old files lack and that plays no part here.
 COUNTER = "num_batches_tracked"
@@ -125,8 +125,8 @@ def _choose(
         if not key.startswith(first.prefix) and not key.endswith(AVERAGED_COUNT)
     )
     if beside:
-        more = f" and {len(beside) - 1} more" if len(beside) > 1 else ""
-        notes.append(f"without '{beside[0]}'{more}")
+        names = [f"'{key}'" for key in beside]
+        notes.append(f"without {listed(names, 1)}")
     return first, notes
 
 
@@ -243,13 +243,11 @@ def _checked(
             tensors[key] = value = value * masks[key].to(value.dtype)
         # As the network will have it: a double may be too large for it.
         if not torch.isfinite(value.to(own[key].dtype)).all():
-            unusable.append(key)
+            unusable.append(f"'{key}'")
     if unusable:
-        named = ", ".join(f"'{key}'" for key in unusable[:3])
-        more = f" and {len(unusable) - 3} more" if len(unusable) > 3 else ""
         raise CheckpointError(
-            f"{source} has numbers that are not finite (NaN or infinity) in {named}{more}; give "
-            "weights from before the training diverged."
+            f"{source} has numbers that are not finite (NaN or infinity) in "
+            f"{listed(unusable, 3)}; give weights from before the training diverged."
         )
     return tensors
 

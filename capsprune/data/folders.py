@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from capsprune.data.names import utf8_name
-from capsprune.data.walk import find_images, is_image, listed, subfolders
-from capsprune.errors import DataError
+from capsprune.data.walk import find_images, is_image, subfolders
+from capsprune.errors import DataError, listed
 from capsprune.files import BadFileError, read_text
 
 #: The names, in any case, of folders that hold a set of a data set rather than a class of it.

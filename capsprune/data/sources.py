@@ -35,8 +35,7 @@ from capsprune.data.published import read_cifar, read_digits, read_fashion
 from capsprune.data.source import Request, Source, fetch_once, locked
 from capsprune.data.splits import Split, draw_split
 from capsprune.data.survey import ClassFiles, Progress, decode_all, survey, verify
-from capsprune.data.walk import listed
-from capsprune.errors import DataError
+from capsprune.errors import DataError, listed
 
 __all__ = ["DATA_SETS", "DataSplits", "ImageSet", "default_root", "load_data"]
 

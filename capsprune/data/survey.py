@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from capsprune.data.decoding import Decoding, UnreadableImageError, decode, examine, scale
-from capsprune.data.walk import listed
-from capsprune.errors import DataError
+from capsprune.errors import DataError, listed
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and the total (0 if unknown)."""

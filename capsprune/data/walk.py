@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from capsprune.data.decoding import IMAGE_SUFFIXES
-from capsprune.errors import DataError
+from capsprune.errors import DataError, listed
 
 #: What people and programs keep beside images: left out, and said.
 SIDE_SUFFIXES = frozenset(
@@ -193,12 +193,6 @@ def is_image(path: Path) -> bool:
 def is_hidden(name: str) -> bool:
     """Whether a name is one that people do not see."""
     return name.startswith(".") or name.lower() in ("thumbs.db", "desktop.ini", "__macosx")
-
-
-def listed(paths: Sequence[Path | str], most: int = 5) -> str:
-    """Name the first of several things, and say how many more there are."""
-    names = ", ".join(str(path) for path in paths[:most])
-    return names if len(paths) <= most else f"{names} and {len(paths) - most} more"
 
 
 def _leads_somewhere(link: Path) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter
 from typing_extensions import NotRequired, TypedDict
 
 from capsprune.bounds import (
@@ -19,7 +19,7 @@ from capsprune.bounds import (
     Share,
     what_is_wrong,
 )
-from capsprune.files import BadFileError, parse_json, read_text
+from capsprune.files import parse_json, read_text
 from capsprune.summaries import Measurements
 
 _LATER_VERSIONS_TOO = ConfigDict(extra="allow", strict=True)
@@ -137,10 +137,5 @@ def read_object(path: Path, kind: Any) -> Any:
 
 
 def _damaged(path: Path, error: OSError | ValueError, line: int = 0) -> DamagedFileError:
-    reason = str(error)
-    if isinstance(error, ValidationError):
-        reason = what_is_wrong(error)
-    elif isinstance(error, BadFileError):
-        reason = f"it {error}"
     where = f"line {line}: " if line else ""
-    return DamagedFileError(path, f"{where}{reason}")
+    return DamagedFileError(path, f"{where}{what_is_wrong(error)}")

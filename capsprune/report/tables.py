@@ -9,6 +9,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from capsprune.errors import listed
+
 NOT_AVAILABLE = "not available"
 
 Summary = Mapping[str, Any]
@@ -275,9 +277,7 @@ def _class_rows(classes: Iterable[Summary]) -> list[tuple[str, str]]:
         ]
         rows.append(("worst classes", ", ".join(worst)))
     if empty:
-        named = ", ".join(map(_short, empty[:_WORST]))
-        more = f" and {len(empty) - _WORST} more" if len(empty) > _WORST else ""
-        rows.append(("without images", f"{named}{more}"))
+        rows.append(("without images", listed([_short(name) for name in empty], _WORST)))
     return rows
 
 
