@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import json
 import math
 import os
@@ -28,6 +29,8 @@ except ImportError:  # Windows: files are replaced as well there, what a crash l
 TEXT_LIMIT = 64 * 2**20
 
 _PARTIAL = ".partial"
+#: How often a folder is tried to be made that others make and remove.
+_ATTEMPTS = 100
 #: Above so many files, the system is told once to write all that it holds back.
 _MANY = 1000
 #: What file systems that cannot flush, as some cannot a folder, say of it.
@@ -101,19 +104,27 @@ def make_folder(path: Path) -> list[Path]:
     Raises:
         OSError: if it cannot be made, or there is a file of that name.
     """
-    missing = [path]
-    while not missing[0].parent.exists():
-        missing.insert(0, missing[0].parent)
-    made = []
-    for folder in missing:
+    made: list[Path] = []
+    for attempt in itertools.count(1):
+        missing = [path]
+        while not missing[0].parent.exists():
+            missing.insert(0, missing[0].parent)
         try:
-            folder.mkdir()
-        except FileExistsError:
-            if not folder.is_dir():
+            for folder in missing:
+                try:
+                    folder.mkdir()
+                except FileExistsError:
+                    if not folder.is_dir():
+                        raise
+                else:
+                    made.append(folder)
+                    _flush_one(folder.parent)
+            break
+        # Another process may have removed what it had made, or what is above, at this very moment.
+        except (FileExistsError, FileNotFoundError) as error:
+            in_the_way = isinstance(error, FileExistsError) and os.path.lexists(folder)
+            if in_the_way or attempt == _ATTEMPTS:
                 raise
-        else:
-            made.append(folder)
-            _flush_one(folder.parent)
     return made
 
 

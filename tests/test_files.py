@@ -214,6 +214,36 @@ def test_a_lock_that_is_removed_while_it_is_held_keeps_two_from_being_inside(
     assert [one.wait(60) for one in crowd] == [0] * 6
 
 
+@pytest.mark.parametrize("refusal", [FileExistsError, FileNotFoundError])
+def test_a_folder_is_made_though_others_remove_theirs_at_that_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusal: type[OSError]
+) -> None:
+    mkdir, refused = Path.mkdir, []
+
+    def gone_meanwhile(self: Path) -> None:
+        if len(refused) < 3:
+            refused.append(self)
+            raise refusal
+        mkdir(self)
+
+    monkeypatch.setattr(Path, "mkdir", gone_meanwhile)
+    assert files.make_folder(tmp_path / "runs" / "r") == [
+        tmp_path / "runs",
+        tmp_path / "runs" / "r",
+    ]
+    assert len(refused) == 3 and (tmp_path / "runs" / "r").is_dir()
+
+
+def test_what_stands_in_the_way_of_a_folder_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "dangling").symlink_to("nowhere")
+    for name in ("file", "dangling"):
+        with pytest.raises(FileExistsError):
+            files.make_folder(tmp_path / name)
+    with pytest.raises(FileNotFoundError):  # which that file system says of any new folder
+        files.make_folder(Path("/proc/folder"))
+
+
 def test_only_regular_files_of_a_bounded_size_are_read(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "pipe", Path("/dev/zero"), tmp_path):
