@@ -27,6 +27,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -98,7 +99,7 @@ def training_step(kind: str, classes: int, batch: int) -> Callable[[], object]:
         forward: Callable[[], Tensor] = lambda: layer(u)  # noqa: E731
     else:
         parameters = [drawn.weight.requires_grad_(), drawn.bias.requires_grad_()]
-        forward = lambda: dynamic_routing(u, *parameters, ITERATIONS)  # noqa: E731
+        forward = lambda: dynamic_routing(u, drawn.weight, drawn.bias, ITERATIONS)  # noqa: E731
 
     def step() -> object:
         return torch.autograd.grad(forward().sum(), [u, *parameters])
@@ -260,14 +261,14 @@ def bench(classes: int, batch: int, repeats: int, floor: Floor) -> None:
 
     runs = {kind: onnx_run(kind, classes, batch) for kind in ("native", "portable")}
     at = floor.both(classes, batch)
-    taken = in_turns({kind: lambda run=run: run(batch) for kind, run in runs.items()}, repeats)
+    taken = in_turns({kind: partial(run, batch) for kind, run in runs.items()}, repeats)
     used = {kind: extra_memory("onnx", kind, classes, batch) for kind in taken}
     memory = (used["native"], used["portable"], 20.0 if large else 0.0)
     what = "ONNX Runtime, native / portable"
     target = 5.0 if large else 3.0
     print(row(what, shape, taken["native"], taken["portable"], target, at, memory), flush=True)
 
-    taken = in_turns({kind: lambda run=run: run(1) for kind, run in runs.items()}, 3 * repeats)
+    taken = in_turns({kind: partial(run, 1) for kind, run in runs.items()}, 3 * repeats)
     single = f"J={classes}, batch 1"
     target = 3.0 if large else 2.0
     at_one = floor.both(classes, 1)
@@ -275,7 +276,7 @@ def bench(classes: int, batch: int, repeats: int, floor: Floor) -> None:
 
     del runs["native"]
     runs["expanded"] = onnx_run("expanded", classes, batch)
-    taken = in_turns({kind: lambda run=run: run(batch) for kind, run in runs.items()}, few)
+    taken = in_turns({kind: partial(run, batch) for kind, run in runs.items()}, few)
     what = "ONNX Runtime, portable / expanded votes, exported"
     print(row(what, shape, taken["portable"], taken["expanded"], 2.0, at), flush=True)
 

@@ -165,7 +165,7 @@ class Bench:
             with replacing(weights) as partial:
                 torch.save(network.state_dict(), partial)
         network.load_state_dict(torch.load(weights, weights_only=True))
-        return network.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+        return network.to(memory_format=torch.channels_last).eval()
 
     def _fit(self, network: nn.Module, schedule: Schedule, seed: int) -> None:
         loader = data_loader(self.train, batch_size=schedule.batch_size, shuffle=True, seed=seed)

@@ -26,8 +26,10 @@ REPORT = ("report.md", "report.html", "results.csv", "figures/figure3.png", "fig
 def problems(directory: Path) -> list[str]:
     """List what is wrong with a sweep and its report."""
     sweep = read_sweep(directory.parent, directory.name)
+    runs, damaged = sweep.read_runs()
     found = [f"{name} failed: {reason}" for name, reason in sweep.failed.items()]
-    found += [f"{name} is not finished" for name, done in sweep.done.items() if not done]
+    found += [f"{name} is damaged: {reason}" for name, reason in damaged.items()]
+    found += [f"{name} is not finished" for name, done in sweep.done(runs).items() if not done]
     found += [f"{name} is missing" for name in REPORT if not (directory / name).is_file()]
     if found:
         return found
