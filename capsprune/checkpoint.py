@@ -5,6 +5,7 @@ A checkpoint is a directory of `model.safetensors`, `architecture.json` and `met
 
 from __future__ import annotations
 
+import dataclasses
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -44,7 +45,7 @@ from capsprune.bounds import (
     what_is_wrong,
 )
 from capsprune.capsules import CapsuleNetwork
-from capsprune.data.transforms import NORMALISATION
+from capsprune.data.preprocessing import Interpolation, Preprocessing
 from capsprune.errors import CapspruneError, CheckpointError, listed
 from capsprune.files import dump_json, make_folder, move, read_json, scratch
 from capsprune.pruning.shrink import layer_channels, resize_layers
@@ -57,6 +58,10 @@ ARCHITECTURE = "architecture.json"
 METRICS = "metrics.jsonl"
 
 
+#: What a colour channel is divided by.
+Deviation = Annotated[Number, Field(gt=0)]
+
+
 class DataDescription(BaseModel):
     """What a network expects to see."""
 
@@ -67,23 +72,25 @@ class DataDescription(BaseModel):
     #: Pixels a side.
     image_size: ImageSize
     mean: tuple[Number, Number, Number]
-    std: tuple[Number, Number, Number]
+    std: tuple[Deviation, Deviation, Deviation]
+    interpolation: Interpolation = "bilinear"
 
     @classmethod
-    def of(cls, splits: DataSplits, image_size: int) -> DataDescription:
+    def of(cls, splits: DataSplits, preprocessing: Preprocessing) -> DataDescription:
         """Describe a data set as it is shown to a network.
 
         Args:
             splits: the data set.
-            image_size: pixels a side.
+            preprocessing: what becomes of its images.
         """
         return cls(
-            name=splits.name,
-            class_names=splits.class_names,
-            image_size=image_size,
-            mean=NORMALISATION["mean"],
-            std=NORMALISATION["std"],
+            name=splits.name, class_names=splits.class_names, **dataclasses.asdict(preprocessing)
         )
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """What becomes of an image before the network sees it."""
+        return Preprocessing(self.image_size, self.mean, self.std, self.interpolation)
 
 
 class CapsuleHead(BaseModel):

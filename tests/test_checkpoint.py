@@ -19,6 +19,7 @@ from capsprune.checkpoint import (
     read_architecture,
     save_checkpoint,
 )
+from capsprune.data.preprocessing import Preprocessing
 from capsprune.errors import CheckpointError
 from capsprune.files import parse_json
 from capsprune.pruning.criteria import l1_ranking
@@ -308,3 +309,12 @@ def test_numbers_that_cannot_be_used_are_refused_by_name(damaged, key, change, s
     save_file(state | {key: change(state[key])}, damaged / "model.safetensors")
     with pytest.raises(CheckpointError, match=said):
         load_checkpoint(damaged)
+
+
+def test_a_description_says_how_images_are_shown():
+    assert DATA.preprocessing == Preprocessing(32, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    cubic = DATA.model_copy(update={"interpolation": "bicubic"})
+    again = DataDescription.model_validate_json(cubic.model_dump_json())
+    assert again.preprocessing.interpolation == "bicubic"
+    older = DATA.model_dump(exclude={"interpolation"})
+    assert DataDescription.model_validate(older) == DATA

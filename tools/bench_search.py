@@ -32,8 +32,9 @@ from torch import Tensor, nn
 from capsprune.backbones.registry import backbone, backbone_arguments, build_backbone
 from capsprune.data.images import ImageSet
 from capsprune.data.loaders import data_loader
+from capsprune.data.preprocessing import Preprocessing
 from capsprune.data.sources import load_data
-from capsprune.data.transforms import evaluation_transform, training_transform
+from capsprune.data.transforms import EvaluationTransform, training_transform
 from capsprune.files import replacing, write_text
 from capsprune.progress import TerminalProgress
 from capsprune.pruning.adaptive_bn import recalibrate
@@ -173,8 +174,11 @@ class Bench:
             self.fabric,
             network,
             CROSS_ENTROPY,
-            Images(loader, training_transform(DATA, SIZE)),
-            Images(data_loader(self.validation, batch_size=128), evaluation_transform(SIZE)),
+            Images(loader, training_transform(DATA, Preprocessing(SIZE))),
+            Images(
+                data_loader(self.validation, batch_size=128),
+                EvaluationTransform(Preprocessing(SIZE)),
+            ),
             schedule,
             seed=seed,
         )
@@ -182,7 +186,7 @@ class Bench:
     def _batches(
         self, images: ImageSet, size: int = 128, count: int | None = None
     ) -> list[tuple[Tensor, Tensor]]:
-        transform = evaluation_transform(SIZE)
+        transform = EvaluationTransform(Preprocessing(SIZE))
         chosen = images if count is None else images.select(range(size * count))
         return [
             (transform(batch).contiguous(memory_format=torch.channels_last), labels)

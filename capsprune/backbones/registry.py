@@ -5,6 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from capsprune.data.preprocessing import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Interpolation,
+    Preprocessing,
+)
 from capsprune.errors import ModelError, unknown_name
 
 if TYPE_CHECKING:
@@ -26,6 +32,14 @@ class Backbone:
     relu_behind: bool = False
     #: Whether torchvision has ImageNet weights.
     has_imagenet_weights: bool = True
+    #: How its weights expect images to be shown, beside their size.
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    interpolation: Interpolation = "bilinear"
+
+    def preprocessing(self, image_size: int) -> Preprocessing:
+        """Return what becomes of images that are shown at this many pixels a side."""
+        return Preprocessing(image_size, self.mean, self.std, self.interpolation)
 
 
 def _family(

@@ -10,12 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from capsprune.data.names import FOLDER, data_set_kind, known_data_set
-
-NORMALISATION: dict[str, tuple[float, float, float]] = {
-    "mean": (0.485, 0.456, 0.406),
-    "std": (0.229, 0.224, 0.225),
-}
-"""Of each colour channel, in units where white is 1; what torchvision's weights expect."""
+from capsprune.data.preprocessing import Interpolation, Preprocessing
 
 
 @dataclass(frozen=True)
@@ -59,45 +54,46 @@ AUGMENTATIONS: dict[str, Augmentation] = {
 """What training does to the images of each data set."""
 
 
-def evaluation_transform(image_size: int) -> EvaluationTransform:
-    """The transform for everything but training: uint8 [B, 3, H, W] to float32 [B, 3, S, S].
-
-    Args:
-        image_size: S, in pixels.
-    """
-    return EvaluationTransform(image_size)
-
-
-def training_transform(data_name: str, image_size: int) -> TrainingTransform:
-    """The transform for training, with the augmentation of the named data set.
+def training_transform(data_name: str, preprocessing: Preprocessing) -> TrainingTransform:
+    """Return the transform for training, with the augmentation of the named data set.
 
     Args:
         data_name: one of `names.DATA_SETS`.
-        image_size: S, in pixels.
+        preprocessing: what the network expects.
 
     Raises:
         DataError: no data set has that name.
     """
     known_data_set(data_name)
-    return TrainingTransform(AUGMENTATIONS[data_set_kind(data_name)], image_size)
+    return TrainingTransform(AUGMENTATIONS[data_set_kind(data_name)], preprocessing)
 
 
 class EvaluationTransform(nn.Module):
-    """Resize and normalise a batch, on whichever device it is."""
+    """Resize and normalise a batch, on whichever device it is: for everything but training."""
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, image_size: int) -> None:
+    def __init__(self, preprocessing: Preprocessing) -> None:
+        """Make a transform.
+
+        Args:
+            preprocessing: what the network expects; its image size is S.
+        """
         super().__init__()
-        self.image_size = image_size
+        self.preprocessing = preprocessing
         # Not persistent: a transform adds nothing to a checkpoint.
-        for name, values in NORMALISATION.items():
-            self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
+        for name in ("mean", "std"):
+            values = torch.tensor(getattr(preprocessing, name)).view(1, 3, 1, 1)
+            self.register_buffer(name, values, persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
         """Map uint8 [B, 3, H, W] to float32 [B, 3, S, S]."""
-        return self.normalise(resize(to_unit(images), self.image_size))
+        return self.normalise(self.resize(to_unit(images)))
+
+    def resize(self, pixels: Tensor) -> Tensor:
+        """Resize float [B, 3, H, W] to [B, 3, S, S]."""
+        return resize(pixels, self.preprocessing.image_size, self.preprocessing.interpolation)
 
     def normalise(self, images: Tensor) -> Tensor:
         """Map values in [0, 1] to values with about zero mean and unit deviation."""
@@ -130,8 +126,14 @@ class TrainingTransform(EvaluationTransform):
     fixes them everywhere alike.
     """
 
-    def __init__(self, augmentation: Augmentation, image_size: int) -> None:
-        super().__init__(image_size)
+    def __init__(self, augmentation: Augmentation, preprocessing: Preprocessing) -> None:
+        """Make a transform.
+
+        Args:
+            augmentation: the ranges of what is drawn for each image.
+            preprocessing: what the network expects; its image size is S.
+        """
+        super().__init__(preprocessing)
         self.augmentation = augmentation
 
     def forward(self, images: Tensor) -> Tensor:
@@ -179,7 +181,7 @@ class TrainingTransform(EvaluationTransform):
             images = torch.where(_per_image(drawn.flip.to(device)), images.flip(3), images)
         pixels = to_unit(images)
         if drawn.affine is None:
-            pixels = resize(pixels, self.image_size)
+            pixels = self.resize(pixels)
         else:
             pixels = self._move(pixels, drawn.affine.to(device))
         # A change of brightness moves the mean along, so the order of these two is free.
@@ -195,9 +197,10 @@ class TrainingTransform(EvaluationTransform):
     def _move(self, pixels: Tensor, affine: Tensor) -> Tensor:
         # Sampling enlarges as well as resizing does, in the same pass; it cannot shrink, for it
         # would skip pixels.
-        if max(pixels.shape[-2:]) > self.image_size:
-            pixels = resize(pixels, self.image_size)
-        return warp(pixels, affine, self.image_size)
+        wanted = self.preprocessing
+        if max(pixels.shape[-2:]) > wanted.image_size:
+            pixels = self.resize(pixels)
+        return warp(pixels, affine, wanted.image_size, wanted.interpolation)
 
 
 def to_unit(images: Tensor) -> Tensor:
@@ -205,32 +208,41 @@ def to_unit(images: Tensor) -> Tensor:
     return images.to(torch.float32) / 255
 
 
-def resize(pixels: Tensor, size: int) -> Tensor:
-    """Resize float [B, C, H, W] to [B, C, size, size]; unchanged where it has that size."""
+def resize(pixels: Tensor, size: int, interpolation: Interpolation = "bilinear") -> Tensor:
+    """Resize values in [0, 1], float [B, C, H, W], to [B, C, size, size].
+
+    They are unchanged where they have that size.
+    """
     if pixels.shape[-2:] == (size, size):
         return pixels
     # Antialiasing changes nothing when enlarging, and takes half as long again.
     shrinks = max(pixels.shape[-2:]) > size
-    return functional.interpolate(
-        pixels, (size, size), mode="bilinear", align_corners=False, antialias=shrinks
+    resized = functional.interpolate(
+        pixels, (size, size), mode=interpolation, align_corners=False, antialias=shrinks
     )
+    # Cubic curves go beyond the values between which they lie.
+    return resized.clamp(0, 1) if interpolation == "bicubic" else resized
 
 
-def warp(pixels: Tensor, affine: Tensor, size: int) -> Tensor:
+def warp(
+    pixels: Tensor, affine: Tensor, size: int, interpolation: Interpolation = "bilinear"
+) -> Tensor:
     """Sample images at the points of a grid that is moved; beyond the edge, the edge goes on.
 
     Args:
-        pixels: float [B, C, H, W].
+        pixels: values in [0, 1], float [B, C, H, W].
         affine: float [B, 2, 3], as in `Drawn`.
         size: S, pixels a side of the result.
+        interpolation: between pixels.
 
     Returns:
-        Values of the same dtype, [B, C, S, S], interpolated between the four nearest pixels.
+        Values of the same dtype, [B, C, S, S].
     """
     grid = functional.affine_grid(affine, [len(pixels), 1, size, size], align_corners=False)
-    return functional.grid_sample(
-        pixels, grid, mode="bilinear", padding_mode="border", align_corners=False
+    sampled = functional.grid_sample(
+        pixels, grid, mode=interpolation, padding_mode="border", align_corners=False
     )
+    return sampled.clamp(0, 1) if interpolation == "bicubic" else sampled
 
 
 def _uniform(count: int, low: float, high: float) -> Tensor:

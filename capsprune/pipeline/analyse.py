@@ -16,6 +16,7 @@ from capsprune.analysis.routing_trace import RoutingTrace
 from capsprune.capsules import CapsuleNetwork
 from capsprune.checkpoint import load_checkpoint
 from capsprune.data.images import ImageSet
+from capsprune.data.preprocessing import Preprocessing
 from capsprune.errors import RunError
 from capsprune.files import dump_json
 from capsprune.pipeline.fitting import objective_of
@@ -67,10 +68,10 @@ def analyse(options: AnalyseOptions, session: Session) -> StageRecord:
             done += 1
             bar(done, steps)
 
-        inside = _look_inside(session, network, images, data.image_size, step)
+        inside = _look_inside(session, network, images, data.preprocessing, step)
         right = accuracies(
             {name: _scores(one) for name, one in networks.items()},
-            session.batches(images, data.image_size),
+            session.batches(images, data.preprocessing),
             step=step,
         )
     summary = {
@@ -141,7 +142,7 @@ def _look_inside(
     session: Session,
     network: CapsuleNetwork,
     images: ImageSet,
-    image_size: int,
+    preprocessing: Preprocessing,
     step: Callable[[], None],
 ) -> dict[str, Any]:
     """Give what the summary says of bottleneck, primary capsules and routing."""
@@ -149,7 +150,7 @@ def _look_inside(
     entropy = BottleneckEntropy(len(output.weight))
     activity = CapsuleActivity()
     routing = RoutingTrace(output.weight, output.bias, output.iterations, output.epsilon)
-    for batch, labels in session.batches(images, image_size):
+    for batch, labels in session.batches(images, preprocessing):
         features: Tensor = network.trunk(batch)
         u: Tensor = network.primary_caps(features)
         entropy.update(features, labels)

@@ -44,7 +44,7 @@ def evaluate_checkpoint(options: EvaluateOptions, session: Session) -> dict[str,
     images = getattr(splits, options.split)
     with session.fabric.autocast():
         result = score_network(
-            session, checkpoint.network, images, data.image_size, options.batch_size
+            session, checkpoint.network, images, data.preprocessing, options.batch_size
         )
     return {
         "checkpoint": str(source),

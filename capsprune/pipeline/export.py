@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from capsprune.checkpoint import Architecture, Checkpoint, load_checkpoint, read_architecture
-from capsprune.data.transforms import evaluation_transform
+from capsprune.data.transforms import EvaluationTransform
 from capsprune.errors import DataError, ExportError
 from capsprune.export import export_onnx
 from capsprune.files import dump_json, replacing
@@ -130,7 +130,7 @@ def export_checkpoint(
         target,
         image_size=described.data.image_size,
         class_names=described.data.class_names,
-        images=evaluation_transform(described.data.image_size)(images.pixels),
+        images=EvaluationTransform(described.data.preprocessing)(images.pixels),
         metadata={
             "model": described.model,
             "data": described.data.name,

@@ -12,8 +12,9 @@ from torch import nn
 from capsprune.capsules import CapsuleNetwork, margin_loss
 from capsprune.data.images import ImageSet
 from capsprune.data.loaders import data_loader
+from capsprune.data.preprocessing import Preprocessing
 from capsprune.data.sources import DataSplits
-from capsprune.data.transforms import evaluation_transform, training_transform
+from capsprune.data.transforms import EvaluationTransform, training_transform
 from capsprune.pipeline.session import EVALUATION_BATCH, Session
 from capsprune.runtime.meters import TrainingMeter
 from capsprune.training.device import gpu_of
@@ -40,7 +41,7 @@ def fit_network(
     session: Session,
     network: nn.Module,
     splits: DataSplits,
-    image_size: int,
+    preprocessing: Preprocessing,
     schedule: Schedule,
     work: Path,
     title: str,
@@ -63,11 +64,11 @@ def fit_network(
             rank=fabric.global_rank,
             world_size=fabric.world_size,
         ),
-        training_transform(splits.name, image_size),
+        training_transform(splits.name, preprocessing),
     )
     validation = Images(
         data_loader(splits.validation, batch_size=EVALUATION_BATCH),
-        evaluation_transform(image_size),
+        EvaluationTransform(preprocessing),
     )
     note = ""
     meter = TrainingMeter(gpu=gpu_of(fabric.device))
@@ -108,12 +109,12 @@ def score_network(
     session: Session,
     network: nn.Module,
     images: ImageSet,
-    image_size: int,
+    preprocessing: Preprocessing,
     batch_size: int = EVALUATION_BATCH,
 ) -> Evaluation:
     """Score a network on images without augmentation."""
     network.to(session.fabric.device)
-    batches = session.batches(images, image_size, batch_size)
+    batches = session.batches(images, preprocessing, batch_size)
     return evaluate(network, batches, objective_of(network))
 
 

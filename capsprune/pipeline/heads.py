@@ -87,13 +87,13 @@ def train_head(
         title: what is trained, for the progress bar.
         details: further figures for the stage's summary.
     """
-    session, size = stage.session, described.data.image_size
+    session, shown = stage.session, described.data.preprocessing
     work = stage.begin(splits)
     schedule = default_schedule(
         "caps-frozen" if options.freeze else "caps-finetuned", splits.name
     ).changed(options.epochs, options.batch_size, options.lr)
-    history, training = fit_network(session, network, splits, size, schedule, work, title)
-    score = score_network(session, network, splits.test, size)
+    history, training = fit_network(session, network, splits, shown, schedule, work, title)
+    score = score_network(session, network, splits.test, shown)
     architecture = describe_like(network, described, parent=described.id, metrics=score.to_dict())
     return stage.commit_checkpoint(
         network,

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from capsprune.backbones.registry import backbone_arguments, build_backbone
+from capsprune.backbones.registry import backbone, backbone_arguments, build_backbone
 from capsprune.backbones.weights import read_weights
 from capsprune.backbones.weights_file import digest
 from capsprune.checkpoint import Checkpoint, DataDescription, describe
@@ -34,6 +34,7 @@ def import_checkpoint(options: ImportOptions, session: Session) -> StageRecord:
     """
     run, progress = session.run, session.progress
     image_size = options.image_size or default_image_size(options.data)
+    shown = backbone(options.model).preprocessing(image_size)
     arguments = backbone_arguments(options.model, image_size)
     sha256 = digest(options.checkpoint)
     baseline: str | None = None
@@ -83,13 +84,13 @@ def import_checkpoint(options: ImportOptions, session: Session) -> StageRecord:
     metrics: dict[str, Any] = {}
     scored: dict[str, Any] = {}
     if found.has_classifier:
-        score = score_network(session, network, splits.test, image_size)
+        score = score_network(session, network, splits.test, shown)
         metrics, scored = score.to_dict(), score_summary(score, splits.class_names)
     architecture = describe(
         network,
         model=options.model,
         arguments=arguments,
-        data=DataDescription.of(splits, image_size),
+        data=DataDescription.of(splits, shown),
         parent=baseline,
         metrics=metrics,
     )

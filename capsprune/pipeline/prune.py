@@ -49,7 +49,8 @@ def prune(options: PruneOptions, session: Session) -> StageRecord:
     options = check_options(options)
     run, progress = session.run, session.progress
     described = _baseline(options, session)
-    size = described.data.image_size
+    shown = described.data.preprocessing
+    size = shown.image_size
     stage = Stage.of(
         session,
         "pruned",
@@ -89,7 +90,7 @@ def prune(options: PruneOptions, session: Session) -> StageRecord:
         options.epochs, options.batch_size, options.lr
     )
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    batches = load_batches(session, splits, size, options.bn_batches, schedule.batch_size)
+    batches = load_batches(session, splits, shown, options.bn_batches, schedule.batch_size)
     rankings = rank_channels(model, dependencies, criterion, batches.labelled, run.seed)
     summary: dict[str, Any] = {"model": described.model, "data": described.data.name}
     files: dict[str, str] = {}
@@ -124,10 +125,10 @@ def prune(options: PruneOptions, session: Session) -> StageRecord:
     if options.strategy is None and (said := odd_counts(*map(layer_channels, (network, model)))):
         progress.say(said)
     recalibrate(network, batches.calibration)
-    before = score_network(session, network, splits.test, size)
+    before = score_network(session, network, splits.test, shown)
     progress.say(f"{ratio:.1%} of the FLOPs remain; test accuracy {before.accuracy:.2%}")
-    history, training = fit_network(session, network, splits, size, schedule, work, "Fine-tuning")
-    result = score_network(session, network, splits.test, size)
+    history, training = fit_network(session, network, splits, shown, schedule, work, "Fine-tuning")
+    result = score_network(session, network, splits.test, shown)
     architecture = describe_like(network, described, parent=described.id, metrics=result.to_dict())
     summary |= {
         "criterion": criterion,

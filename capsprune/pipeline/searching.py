@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from capsprune.backbones.registry import backbone
 from capsprune.backbones.trunk import trunk_of, trunk_output
+from capsprune.data.preprocessing import Preprocessing
 from capsprune.data.sources import DataSplits
 from capsprune.errors import StrategyError
 from capsprune.files import read_json, read_text, write_text
@@ -199,14 +200,14 @@ def bottleneck_of(network: Prunable, d1: int) -> Bottleneck:
 
 
 def load_batches(
-    session: Session, splits: DataSplits, image_size: int, count: int, batch_size: int
+    session: Session, splits: DataSplits, preprocessing: Preprocessing, count: int, batch_size: int
 ) -> SearchData:
     """Prepare the images of a search once, on the device.
 
     Args:
         session: of the command.
         splits: the run's data.
-        image_size: pixels a side.
+        preprocessing: what becomes of the images.
         count: batches for the batch norm statistics, of training images shuffled by the seed.
         batch_size: images in each of them.
     """
@@ -214,12 +215,12 @@ def load_batches(
         len(splits.train), generator=torch.Generator().manual_seed(session.run.seed)
     )
     chosen = splits.train.select(order[: count * batch_size].tolist())
-    batches = list(session.batches(chosen, image_size, batch_size))
+    batches = list(session.batches(chosen, preprocessing, batch_size))
     scored = splits.validation.select(range(min(_SCORING_IMAGES, len(splits.validation))))
     return SearchData(
         # A single image left over cannot be normalised where the feature map is one position.
         [(images, labels) for images, labels in batches if len(images) > 1],
-        list(session.batches(scored, image_size)),
+        list(session.batches(scored, preprocessing)),
     )
 
 

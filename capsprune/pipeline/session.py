@@ -20,9 +20,10 @@ from capsprune.data.names import (
     native_path,
     written_path,
 )
+from capsprune.data.preprocessing import Preprocessing
 from capsprune.data.sources import DataSplits, load_data
 from capsprune.data.splits import Split
-from capsprune.data.transforms import evaluation_transform
+from capsprune.data.transforms import EvaluationTransform
 from capsprune.errors import RunError
 from capsprune.progress import Progress
 from capsprune.provenance import provenance_of_weights, read_provenance
@@ -261,15 +262,20 @@ class Session:
             self.run.write_split(loaded.split.to_json())
 
     def batches(
-        self, images: ImageSet, image_size: int, batch_size: int = EVALUATION_BATCH
+        self, images: ImageSet, preprocessing: Preprocessing, batch_size: int = EVALUATION_BATCH
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Give images in order, without augmentation, on the device.
+        """Yield images in order, without augmentation, on the device.
+
+        Args:
+            images: of any size.
+            preprocessing: what becomes of them; its image size is S.
+            batch_size: images a batch.
 
         Yields:
             Normalised images [batch, 3, S, S], channels last, and labels [batch].
         """
         device = self.fabric.device
-        transform = evaluation_transform(image_size).to(device)
+        transform = EvaluationTransform(preprocessing).to(device)
         for batch, labels in data_loader(images, batch_size=batch_size):
             prepared = transform(batch.to(device)).contiguous(memory_format=torch.channels_last)
             yield prepared, labels.to(device)

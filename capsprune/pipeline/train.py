@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from capsprune.backbones.registry import backbone_arguments, build_backbone
+from capsprune.backbones.registry import backbone, backbone_arguments, build_backbone
 from capsprune.backbones.weights import NO_FILES, initialise
 from capsprune.checkpoint import Checkpoint, DataDescription, describe
 from capsprune.data.names import default_image_size
@@ -27,6 +27,7 @@ def train(options: TrainOptions, session: Session) -> StageRecord:
             finished with other options.
     """
     image_size = options.image_size or default_image_size(options.data)
+    shown = backbone(options.model).preprocessing(image_size)
     arguments = backbone_arguments(options.model, image_size)
     weights_file = None if options.weights in NO_FILES else Path(options.weights)
     new = session.new_split("baseline", options, weights_file)
@@ -57,15 +58,13 @@ def train(options: TrainOptions, session: Session) -> StageRecord:
     schedule = default_schedule("baseline", options.data).changed(
         options.epochs, options.batch_size, options.lr
     )
-    history, training = fit_network(
-        session, network, splits, image_size, schedule, work, "Training"
-    )
-    result = score_network(session, network, splits.test, image_size)
+    history, training = fit_network(session, network, splits, shown, schedule, work, "Training")
+    result = score_network(session, network, splits.test, shown)
     architecture = describe(
         network,
         model=options.model,
         arguments=arguments,
-        data=DataDescription.of(splits, image_size),
+        data=DataDescription.of(splits, shown),
         parent=None,
         metrics=result.to_dict(),
     )

@@ -15,10 +15,11 @@ from PIL import Image
 
 from capsprune.data import published, sources
 from capsprune.data.loaders import data_loader
+from capsprune.data.preprocessing import Preprocessing
 from capsprune.data.published import CIFAR
 from capsprune.data.sources import DATA_SETS, default_root, load_data
 from capsprune.data.splits import Split
-from capsprune.data.transforms import evaluation_transform, training_transform
+from capsprune.data.transforms import EvaluationTransform, training_transform
 from capsprune.errors import DataError
 
 
@@ -60,7 +61,10 @@ def test_digits():
         shares = torch.bincount(images.labels) / len(images)
         assert (shares - 0.1).abs().max() < 0.02
     batch, _ = next(iter(data_loader(data.train, batch_size=64, shuffle=True)))
-    for transform in (training_transform("digits", 32), evaluation_transform(32)):
+    for transform in (
+        training_transform("digits", Preprocessing(32)),
+        EvaluationTransform(Preprocessing(32)),
+    ):
         assert transform(batch).shape == (64, 3, 32, 32)
 
 
@@ -231,7 +235,7 @@ def test_cifar_from_archive_and_from_folder(tmp_path, small_cifar):
     again = load_data(name, root=folder.parent, image_size=64, split=data.split)
     assert torch.equal(again.train.storage, data.train.storage)
     batch = data.train.__getitems__([0, 1])[0]
-    assert training_transform(name, 64)(batch).shape == (2, 3, 64, 64)
+    assert training_transform(name, Preprocessing(64))(batch).shape == (2, 3, 64, 64)
 
 
 def test_cifar_archive_of_other_checksum_is_not_opened(tmp_path, small_cifar, monkeypatch):

@@ -7,13 +7,13 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from capsprune.data.names import DATA_SETS
+from capsprune.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from capsprune.data.transforms import (
     AUGMENTATIONS,
-    NORMALISATION,
     Augmentation,
     Drawn,
+    EvaluationTransform,
     TrainingTransform,
-    evaluation_transform,
     training_transform,
 )
 from capsprune.errors import DataError
@@ -35,13 +35,13 @@ def identity(count):
 
 
 def unit(normalised):
-    mean, std = (torch.tensor(NORMALISATION[key]).view(3, 1, 1) for key in ("mean", "std"))
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
     return normalised * std + mean
 
 
 def test_evaluation_only_normalises_an_image_of_the_right_size():
     batch = images()
-    out = evaluation_transform(12)(batch)
+    out = EvaluationTransform(Preprocessing(12))(batch)
     assert out.dtype == torch.float32
     torch.testing.assert_close(unit(out), batch / 255)
 
@@ -50,7 +50,7 @@ def test_evaluation_only_normalises_an_image_of_the_right_size():
 @pytest.mark.parametrize("shape", [(12, 12), (9, 16)])
 def test_evaluation_resizes_like_torch(size, shape):
     batch = images(2, *shape)
-    out = evaluation_transform(size)(batch)
+    out = EvaluationTransform(Preprocessing(size))(batch)
     assert out.shape == (2, 3, size, size)
     expected = functional.interpolate(
         batch / 255, (size, size), mode="bilinear", align_corners=False, antialias=True
@@ -67,8 +67,8 @@ def test_evaluation_resizes_like_torch(size, shape):
 )
 def test_identity_parameters_give_the_evaluation_transform(count, height, width, size):
     batch = images(count, height, width)
-    transform = TrainingTransform(Augmentation(), size)
-    expected = evaluation_transform(size)(batch)
+    transform = TrainingTransform(Augmentation(), Preprocessing(size))
+    expected = EvaluationTransform(Preprocessing(size))(batch)
     torch.testing.assert_close(transform(batch), expected)
     torch.testing.assert_close(
         transform.apply_drawn(batch, identity(count)), expected, atol=2e-4, rtol=1e-4
@@ -77,7 +77,7 @@ def test_identity_parameters_give_the_evaluation_transform(count, height, width,
 
 @pytest.mark.parametrize("name", [*DATA_SETS, "imagefolder:/x"])
 def test_every_data_set_has_an_augmentation_with_parameters_for_each_image(name):
-    transform = training_transform(name, 16)
+    transform = training_transform(name, Preprocessing(16))
     same = images(1).repeat(8, 1, 1, 1)
     torch.manual_seed(3)
     first = transform(same)
@@ -91,7 +91,7 @@ def test_every_data_set_has_an_augmentation_with_parameters_for_each_image(name)
 
 def test_images_of_a_batch_do_not_mix():
     batch = images(3)
-    transform = training_transform("digits", 16)
+    transform = training_transform("digits", Preprocessing(16))
     drawn = transform.draw(3)
     together = transform.apply_drawn(batch, drawn)
     for position in range(3):
@@ -102,9 +102,9 @@ def test_images_of_a_batch_do_not_mix():
 
 def test_flip_mirrors_the_chosen_images():
     batch = images(2)
-    transform = TrainingTransform(Augmentation(flip=True), 12)
+    transform = TrainingTransform(Augmentation(flip=True), Preprocessing(12))
     out = transform.apply_drawn(batch, Drawn(flip=torch.tensor([True, False])))
-    plain = evaluation_transform(12)(batch)
+    plain = EvaluationTransform(Preprocessing(12))(batch)
     assert torch.equal(out[0], plain[0].flip(2))
     assert torch.equal(out[1], plain[1])
 
@@ -112,7 +112,7 @@ def test_flip_mirrors_the_chosen_images():
 def test_brightness_and_contrast_do_what_they_say_and_clamp():
     batch = torch.full((1, 3, 4, 4), 102, dtype=torch.uint8)
     batch[..., :2] = 51
-    transform = TrainingTransform(Augmentation(), 4)
+    transform = TrainingTransform(Augmentation(), Preprocessing(4))
 
     def apply(**drawn):
         drawn = {key: torch.tensor([value]) for key, value in drawn.items()}
@@ -126,8 +126,10 @@ def test_brightness_and_contrast_do_what_they_say_and_clamp():
 def test_quarter_turn_moves_pixels_by_a_quarter_turn():
     batch = images(1)
     turn = torch.tensor([[[0.0, -1.0, 0.0], [1.0, 0.0, 0.0]]])
-    out = TrainingTransform(Augmentation(), 12).apply_drawn(batch, Drawn(affine=turn))
-    plain = evaluation_transform(12)(batch)
+    out = TrainingTransform(Augmentation(), Preprocessing(12)).apply_drawn(
+        batch, Drawn(affine=turn)
+    )
+    plain = EvaluationTransform(Preprocessing(12))(batch)
     assert min(
         (out - torch.rot90(plain, turns, (2, 3))).abs().max() for turns in (1, 3)
     ) == pytest.approx(0, abs=1e-4)
@@ -136,7 +138,7 @@ def test_quarter_turn_moves_pixels_by_a_quarter_turn():
 @pytest.mark.parametrize("name", list(AUGMENTATIONS))
 def test_drawn_parameters_stay_in_their_ranges(name):
     ranges = AUGMENTATIONS[name]
-    drawn = TrainingTransform(ranges, 16).draw(500)
+    drawn = TrainingTransform(ranges, Preprocessing(16)).draw(500)
     assert (drawn.flip is not None) == ranges.flip
     if ranges.moves:
         a, b, x = drawn.affine[:, 0].unbind(1)
@@ -154,9 +156,25 @@ def test_drawn_parameters_stay_in_their_ranges(name):
 
 
 def test_transform_has_no_state():
-    assert not training_transform("cifar10", 8).state_dict()
+    assert not training_transform("cifar10", Preprocessing(8)).state_dict()
 
 
 def test_unknown_data_set():
     with pytest.raises(DataError, match=r"Unknown data set 'digit'; did you mean digits"):
-        training_transform("digit", 32)
+        training_transform("digit", Preprocessing(32))
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_a_network_says_how_its_images_are_shown(interpolation):
+    batch = images(2, 9, 9)
+    shown = Preprocessing(14, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), interpolation)
+    expected = functional.interpolate(batch / 255, (14, 14), mode=interpolation).clamp(0, 1)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (shown.mean, shown.std))
+    out = EvaluationTransform(shown)(batch)
+    torch.testing.assert_close(out, (expected - mean) / std)
+    training = TrainingTransform(Augmentation(), shown)
+    torch.testing.assert_close(training(batch), out)
+    moved = training.apply_drawn(batch, identity(2))  # sampled by a grid that does not move
+    assert (moved * std + mean).min() >= -1e-6 and (moved * std + mean).max() <= 1 + 1e-6
+    # The two kinds of cubic curves differ a little.
+    assert (moved - out).abs().max() < (1e-4 if interpolation == "bilinear" else 0.5)

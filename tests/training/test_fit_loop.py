@@ -10,8 +10,9 @@ from torch import nn
 from capsprune.capsules import CapsuleNetwork
 from capsprune.data.images import TensorImages
 from capsprune.data.loaders import data_loader
+from capsprune.data.preprocessing import Preprocessing
 from capsprune.data.sources import load_data
-from capsprune.data.transforms import evaluation_transform, training_transform
+from capsprune.data.transforms import EvaluationTransform, training_transform
 from capsprune.pipeline.fitting import MARGIN
 from capsprune.training.device import make_fabric
 from capsprune.training.fit import Images, TrainingDiverged, fit
@@ -38,8 +39,8 @@ def loaders(digits, schedule, *, count=200, seed=0):
     )
     validation = data_loader(digits.validation.select(range(90)), batch_size=64)
     return (
-        Images(train, training_transform("digits", SIZE)),
-        Images(validation, evaluation_transform(SIZE)),
+        Images(train, training_transform("digits", Preprocessing(SIZE))),
+        Images(validation, EvaluationTransform(Preprocessing(SIZE))),
     )
 
 
