@@ -5,7 +5,8 @@ from __future__ import annotations
 import platform
 from dataclasses import asdict, dataclass
 from importlib import metadata
-from pathlib import Path
+
+from capsprune.data.names import DATA_SETS, FOLDER
 
 _PACKAGES = (
     "capsprune",
@@ -30,7 +31,7 @@ class Finding:
     remedy: str = ""
 
     def to_dict(self) -> dict[str, str]:
-        """Give what was found, as it is written to JSON."""
+        """Return what was found, as it is written to JSON."""
         return {key: value for key, value in asdict(self).items() if key != "name"}
 
 
@@ -110,36 +111,21 @@ def _op_library() -> Finding:
 
 
 def _data() -> list[Finding]:
-    from capsprune.data.published import FASHION_SYSTEM_FOLDER
     from capsprune.data.sources import default_root
 
     root = default_root()
     findings = [
         Finding("data root", f"{root}{'' if root.is_dir() else ' (made when it is needed)'}"),
-        Finding("digits", "in scikit-learn"),
     ]
-    fashion = [Path(FASHION_SYSTEM_FOLDER), root / "fashion-mnist", root / "FashionMNIST" / "raw"]
-    wanted = {
-        "fashion-mnist": (
-            fashion,
-            "apt-get install dataset-fashion-mnist, or let train --data fashion-mnist fetch it",
-        ),
-        "cifar10": (
-            [root / "cifar-10-binary.tar.gz", root / "cifar-10-batches-bin"],
-            "let train --data cifar10 fetch it",
-        ),
-        "cifar100": (
-            [root / "cifar-100-binary.tar.gz", root / "cifar-100-binary"],
-            "let train --data cifar100 fetch it",
-        ),
-        "tiny-imagenet": (
-            [root / "tiny-imagenet-200.zip", root / "tiny-imagenet-200"],
-            "let train --data tiny-imagenet fetch it",
-        ),
-    }
-    for name, (places, remedy) in wanted.items():
-        place = next((place for place in places if place.exists()), None)
-        findings.append(
-            Finding(name, str(place) if place else "not found", "" if place else remedy)
-        )
+    for name in DATA_SETS:
+        if name == FOLDER:
+            continue
+        known = DATA_SETS[name]
+        if not known.places:
+            findings.append(Finding(name, f"in {known.origin}"))
+            continue
+        place = next((root / place for place in known.places if (root / place).exists()), None)
+        remedy = known.remedy or f"let train --data {name} fetch it"
+        found = Finding(name, "not found", remedy) if place is None else Finding(name, str(place))
+        findings.append(found)
     return findings

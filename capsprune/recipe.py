@@ -194,7 +194,7 @@ class TrainOptions(Options):
     """Options of `train`: the baseline, an unpruned backbone with its linear classifier."""
 
     model: ModelName = Field(description="Backbone, such as resnet50 or mobilenet_v1.")
-    data: DataName = Field("digits", description=f"Data set: {', '.join(DATA_SETS)}.")
+    data: DataName = Field("digits", description=f"Data set: {DATA_SETS.help()}.")
     data_root: DataRoot = None
     image_size: ImageSize | None = Field(
         None, description="Pixels a side shown to the network. [default: by data set]"
@@ -299,7 +299,7 @@ class ImportOptions(Options):
     )
     model: ModelName = Field(description="Backbone that was pruned, such as resnet50.")
     ema: Ema = False
-    data: DataName = Field("digits", description=f"Data set to go on with: {', '.join(DATA_SETS)}.")
+    data: DataName = Field("digits", description=f"Data set to go on with: {DATA_SETS.help()}.")
     data_root: DataRoot = None
     image_size: ImageSize | None = Field(
         None, description="Pixels a side shown to the network. [default: by data set]"

@@ -32,9 +32,10 @@ from torch import Tensor, nn
 from capsprune.backbones.registry import backbone, backbone_arguments, build_backbone
 from capsprune.data.images import ImageSet
 from capsprune.data.loaders import data_loader
+from capsprune.data.names import data_set
 from capsprune.data.preprocessing import Preprocessing
 from capsprune.data.sources import load_data
-from capsprune.data.transforms import EvaluationTransform, training_transform
+from capsprune.data.transforms import EvaluationTransform, TrainingTransform
 from capsprune.files import replacing, write_text
 from capsprune.progress import TerminalProgress
 from capsprune.pruning.adaptive_bn import recalibrate
@@ -46,11 +47,11 @@ from capsprune.pruning.search import SearchResult, search
 from capsprune.pruning.shrink import shrink
 from capsprune.pruning.space import SearchSpace
 from capsprune.pruning.study import Study
+from capsprune.schedule import Schedule
 from capsprune.training.device import make_fabric
 from capsprune.training.evaluate import evaluate
 from capsprune.training.fit import Images, fit
 from capsprune.training.objective import CROSS_ENTROPY
-from capsprune.training.schedule import Schedule
 
 MODEL, DATA, SIZE, CLASSES = "mobilenet_v1", "fashion-mnist", 32, 10
 FLOPS = 0.5
@@ -174,7 +175,7 @@ class Bench:
             self.fabric,
             network,
             CROSS_ENTROPY,
-            Images(loader, training_transform(DATA, Preprocessing(SIZE))),
+            Images(loader, TrainingTransform(data_set(DATA).augmentation, Preprocessing(SIZE))),
             Images(
                 data_loader(self.validation, batch_size=128),
                 EvaluationTransform(Preprocessing(SIZE)),

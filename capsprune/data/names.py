@@ -1,4 +1,4 @@
-"""The names of the data sets, and nothing that takes long to import."""
+"""The table of the data sets, and nothing that takes long to import."""
 
 from __future__ import annotations
 
@@ -6,27 +6,49 @@ import os
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from capsprune.bounds import MAX_NAME
-from capsprune.errors import DataError, unknown_name
+from capsprune.errors import DataError
+from capsprune.tables import Table
+
+if TYPE_CHECKING:
+    from capsprune.data.source import DataSet
 
 FOLDER = "imagefolder"
 
-DATA_SETS: tuple[str, ...] = (
-    "digits",
-    "fashion-mnist",
-    "cifar10",
-    "cifar100",
-    "tiny-imagenet",
-    f"{FOLDER}:PATH",
+DATA_SETS: Table[DataSet] = Table(
+    "data set",
+    {
+        "digits": ("capsprune.data.published:DIGITS", "8 x 8 pixels, in scikit-learn"),
+        "fashion-mnist": ("capsprune.data.published:FASHION_MNIST", "clothes, 28 x 28"),
+        "cifar10": ("capsprune.data.published:CIFAR10", "10 classes, 32 x 32"),
+        "cifar100": ("capsprune.data.published:CIFAR100", "100 classes, 32 x 32"),
+        "tiny-imagenet": ("capsprune.data.file_sources:TINY_IMAGENET", "200 classes, 64 x 64"),
+        FOLDER: ("capsprune.data.file_sources:IMAGE_FOLDER", f"images of your own: {FOLDER}:PATH"),
+    },
+    error=DataError,
 )
+"""All data sets, each with what is known of it."""
+
+
+def data_set(name: str) -> DataSet:
+    """Return what is known of a data set.
+
+    Args:
+        name: one of `DATA_SETS`, or "imagefolder:PATH".
+
+    Raises:
+        DataError: if there is none of this name.
+    """
+    return DATA_SETS[data_set_kind(name)]
 
 
 def known_data_set(name: str) -> str:
     """Check that `name` names a data set, without looking for the data themselves.
 
     Args:
-        name: one of `DATA_SETS`, where PATH stands for a folder.
+        name: one of `DATA_SETS`; of a folder, "imagefolder:PATH".
 
     Returns:
         The name as it is written down: the path of a folder is absolute in it.
@@ -34,11 +56,9 @@ def known_data_set(name: str) -> str:
     Raises:
         DataError: it does not; the message names the nearest that do.
     """
-    if name in DATA_SETS and not name.startswith(FOLDER):
-        return name
     kind, _, path = name.partition(":")
     if kind != FOLDER:
-        raise DataError(unknown_name("data set", name, DATA_SETS))
+        return DATA_SETS.check(name)
     if not path.strip():
         raise DataError(
             f"Data set '{name}' names no folder: write {FOLDER}:PATH, "
@@ -48,7 +68,7 @@ def known_data_set(name: str) -> str:
 
 
 def folder_data_set(folder: str | Path) -> str:
-    """Give the name of the data set that lies in a folder: its path is absolute.
+    """Return the name of the data set that lies in a folder: its path is absolute.
 
     Raises:
         DataError: there can be no such folder, or its path is no UTF-8.
@@ -57,12 +77,12 @@ def folder_data_set(folder: str | Path) -> str:
 
 
 def data_set_folder(name: str) -> Path:
-    """The folder of "imagefolder:PATH"."""
+    """Return the folder of "imagefolder:PATH"."""
     return native_path(name.partition(":")[2])
 
 
 def written_path(folder: str | Path) -> str:
-    """Give the path of a folder as it is written down: absolute, and the same in every locale.
+    """Return the path of a folder as it is written down: absolute, and the same in every locale.
 
     Raises:
         DataError: it can be that of no folder, or is no UTF-8.
@@ -84,7 +104,7 @@ def written_path(folder: str | Path) -> str:
 
 
 def native_path(path: str) -> Path:
-    """A path as this process's locale spells it, out of one that was written down, or typed."""
+    """Return a path as this process's locale spells it, out of one written down or typed."""
     try:
         encoded = path.encode()
     except UnicodeEncodeError:  # Bytes that the locale cannot read: as they were typed.
@@ -93,7 +113,7 @@ def native_path(path: str) -> Path:
 
 
 def utf8_name(folder: Path) -> str:
-    """The name of a folder, which is UTF-8 whatever the locale.
+    """Return the name of a folder, which is UTF-8 whatever the locale.
 
     Raises:
         DataError: it is no UTF-8.
@@ -138,21 +158,5 @@ def check_class_names(names: Sequence[str], data: str) -> None:
 
 
 def data_set_kind(name: str) -> str:
-    """The name without the path: "imagefolder" for "imagefolder:PATH", else `name` itself."""
-    return name.partition(":")[0]
-
-
-#: Pixels a side shown to the network: the paper's for its data sets.
-_IMAGE_SIZES = {
-    "digits": 32,
-    "fashion-mnist": 32,
-    "cifar10": 64,
-    "cifar100": 64,
-    "tiny-imagenet": 224,
-    FOLDER: 224,
-}
-
-
-def default_image_size(name: str) -> int:
-    """Pixels a side at which a data set is shown to a network unless another size is asked for."""
-    return _IMAGE_SIZES[data_set_kind(name)]
+    """Return the name without a path: "imagefolder" for "imagefolder:PATH", else `name` itself."""
+    return FOLDER if name.partition(":")[0] == FOLDER else name

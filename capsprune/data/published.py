@@ -1,4 +1,10 @@
-"""Data sets that are published as pixels: digits, Fashion-MNIST, CIFAR."""
+"""Data sets that are published as pixels: digits, Fashion-MNIST, CIFAR.
+
+Of `torchvision.datasets` only addresses and checksums are used. It unpickles CIFAR, by checksums
+that find damage and are no defence against forgery, where the binary version of the same images
+needs no pickle. It looks for Fashion-MNIST in one place and only unpacked, so that it would fetch
+again what Debian's package has, and its reader of IDX files takes whatever size a file claims.
+"""
 
 from __future__ import annotations
 
@@ -10,19 +16,21 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import torch
 
+from capsprune.data.augmentation import Augmentation
 from capsprune.data.download import checksum
 from capsprune.data.fingerprints import label_bytes
 from capsprune.data.formats import parse_cifar, read_idx
 from capsprune.data.images import TensorImages
-from capsprune.data.source import Request, Source, fetch_once
+from capsprune.data.source import DataSet, Request, Source, fetch_once
 from capsprune.errors import DataError
 from capsprune.files import BadFileError, read_bytes
+from capsprune.schedule import SHORT
 
 # Digits
 
 
 def read_digits(request: Request) -> Source:
-    """The digits that ship with scikit-learn."""
+    """Read the digits that ship with scikit-learn."""
     from sklearn.datasets import load_digits  # takes a second to import
 
     digits = load_digits()
@@ -39,6 +47,14 @@ def read_digits(request: Request) -> Source:
         test_share=0.2,
     )
 
+
+DIGITS = DataSet(
+    read_digits,
+    image_size=32,
+    augmentation=Augmentation(translation=0.1, rotation=10.0, scale=(0.9, 1.1)),
+    schedules=SHORT,
+    origin="scikit-learn",
+)
 
 # Fashion-MNIST
 
@@ -65,7 +81,7 @@ FASHION_SYSTEM_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 
 
 def read_fashion(request: Request) -> Source:
-    """Fashion-MNIST, fetched where it is not there.
+    """Read Fashion-MNIST; it is fetched where it is not there.
 
     Raises:
         DataError: it is missing, damaged or foreign.
@@ -129,6 +145,15 @@ def _download_fashion(request: Request) -> list[Path]:
     return files
 
 
+FASHION_MNIST = DataSet(
+    read_fashion,
+    image_size=32,
+    augmentation=Augmentation(flip=True, translation=0.08),
+    schedules=SHORT,
+    places=(str(FASHION_SYSTEM_FOLDER), "fashion-mnist", "FashionMNIST/raw"),
+    remedy="apt-get install dataset-fashion-mnist, or let train --data fashion-mnist fetch it",
+)
+
 # CIFAR
 
 
@@ -188,7 +213,7 @@ _CIFAR_LIMIT = 2**28
 
 
 def read_cifar(request: Request) -> Source:
-    """CIFAR-10 or CIFAR-100, whichever is asked for, fetched where it is not there.
+    """Read CIFAR-10 or CIFAR-100, whichever is asked for; it is fetched where it is not there.
 
     Raises:
         DataError: it is missing, damaged or foreign.
@@ -239,7 +264,7 @@ def read_cifar(request: Request) -> Source:
 
 
 def _cifar_contents(request: Request, layout: Cifar) -> tuple[dict[str, bytes], Path]:
-    """The bytes of each file by its name, from the folder or straight out of the archive."""
+    """Return the bytes of each file by its name, from the folder or straight out of the archive."""
     wanted = (*layout.train_files, layout.test_file, layout.names_file)
     folder = request.root / layout.folder
     if folder.is_dir():
@@ -275,8 +300,22 @@ def _cifar_contents(request: Request, layout: Cifar) -> tuple[dict[str, bytes], 
     return contents, archive
 
 
+def _cifar_data_set(name: str) -> DataSet:
+    layout = CIFAR[name]
+    return DataSet(
+        read_cifar,
+        image_size=64,
+        augmentation=Augmentation(flip=True, brightness=0.25, contrast=(0.2, 1.8)),
+        places=(PurePosixPath(layout.url).name, layout.folder),
+    )
+
+
+CIFAR10 = _cifar_data_set("cifar10")
+CIFAR100 = _cifar_data_set("cifar100")
+
+
 def _tensor_images(pixels: np.ndarray, labels: np.ndarray) -> TensorImages:
-    """Own copies: what numpy reads from bytes is not writable, which torch warns of."""
+    """Return own copies: what numpy reads from bytes is not writable, which torch warns of."""
     return TensorImages(
         torch.from_numpy(np.array(pixels, dtype=np.uint8)),
         torch.from_numpy(np.array(labels, dtype=np.int64)),

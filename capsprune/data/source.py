@@ -1,18 +1,21 @@
-"""What a reader of a data set is asked for, and what it gives."""
+"""What is known of a data set, what its reader is asked for, and what that returns."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from capsprune.data.augmentation import Augmentation
 from capsprune.data.decoding import Decoding
 from capsprune.data.download import fetch
 from capsprune.data.images import ImageSet
 from capsprune.data.splits import Split
 from capsprune.data.survey import Progress
 from capsprune.files import holding, make_folder
+from capsprune.schedule import LONG, Schedule, Training
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,35 @@ class Source:
     older_fingerprint: str | None = None
     noted: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """All that is known of a data set: an entry of `capsprune.data.names.DATA_SETS`.
+
+    Another package adds one by
+
+        DATA_SETS.register("mine", "in a few words")(DataSet(read_mine, image_size=64))
+
+    Attributes:
+        read: reads it.
+        image_size: pixels a side at which it is shown to a network unless another size is asked
+            for.
+        augmentation: what training does to its images.
+        schedules: how long and how fast what is trained on it.
+        places: where its files may lie, as seen from the folder of data sets; any one is enough.
+            None where there is nothing to look for.
+        origin: where there is nothing to look for, what it comes from.
+        remedy: how to get what is missing; "" where `train` fetches it.
+    """
+
+    read: Callable[[Request], Source]
+    image_size: int
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    schedules: Mapping[Training, Schedule] = field(default_factory=lambda: LONG)
+    places: tuple[str, ...] = ()
+    origin: str = "code that registers it"
+    remedy: str = ""
 
 
 def fetch_once(request: Request, url: str, target: Path, md5: str) -> None:

@@ -1,46 +1,29 @@
-"""The data sets: where each comes from, and how it becomes training, validation and test images."""
+"""A data set by its name, split into training, validation and test images."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from capsprune.data.decoding import Decoding
-from capsprune.data.download import unpack_zip
-from capsprune.data.fingerprints import digest_files
-from capsprune.data.folders import (
-    ImageFolder,
-    is_tiny_imagenet,
-    scan_image_folder,
-    scan_tiny_imagenet,
-)
-from capsprune.data.images import FileImages, ImageSet, TensorImages
+from capsprune.data.images import ImageSet
 from capsprune.data.names import (
-    DATA_SETS,
     FOLDER,
     check_class_names,
-    data_set_folder,
+    data_set,
     data_set_kind,
     folder_data_set,
     known_data_set,
     written_path,
 )
-from capsprune.data.published import read_cifar, read_digits, read_fashion
-from capsprune.data.source import Request, Source, fetch_once, locked
+from capsprune.data.source import Request, Source
 from capsprune.data.splits import Split, draw_split
-from capsprune.data.survey import ClassFiles, Progress, decode_all, survey, verify
+from capsprune.data.survey import Progress
 from capsprune.errors import DataError, listed
-
-__all__ = ["DATA_SETS", "DataSplits", "ImageSet", "default_root", "load_data"]
-
-MEMORY_BUDGET = 2 * 2**30
-"""Bytes of decoded pixels up to which a folder of images is kept in memory."""
 
 DEFAULT_BACKGROUND = "#ffffff"
 """What transparent images are composed onto."""
@@ -78,7 +61,7 @@ class DataSplits:
 
 
 def default_root() -> Path:
-    """Where data sets are kept: $CAPSPRUNE_DATA, or else ~/.cache/capsprune/data."""
+    """Return the folder of data sets: $CAPSPRUNE_DATA, or else ~/.cache/capsprune/data."""
     chosen = os.environ.get("CAPSPRUNE_DATA")
     if not chosen:
         return Path.home() / ".cache" / "capsprune" / "data"
@@ -105,7 +88,7 @@ def load_data(
     """Load a data set and split it into training, validation and test images.
 
     Args:
-        name: one of `DATA_SETS`.
+        name: one of `capsprune.data.names.DATA_SETS`; of a folder, "imagefolder:PATH".
         root: folder that holds data sets, or is to; `default_root()` if None. Of a data set that is
             a folder and that was split: that folder, where it was moved.
         image_size: side in pixels that the network takes. Images of a folder are decoded to it;
@@ -141,7 +124,7 @@ def load_data(
         name = folder_data_set(root)
     decoding = Decoding(value_range, background or DEFAULT_BACKGROUND)
     request = Request(name, root or default_root(), image_size, download, progress, decoding, split)
-    source = _READERS[data_set_kind(name)](request)
+    source = data_set(name).read(request)
     check_class_names(source.class_names, name)
     if split is None:
         split = _draw(name, source, seed, part, test_seed)
@@ -205,115 +188,3 @@ def _draw(name: str, source: Source, seed: int, part: float, test_seed: int | No
         test_seed=test_seed,
     )
     return split.model_copy(update=source.noted)
-
-
-# Folders of files
-
-TINY_IMAGENET_URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
-TINY_IMAGENET_MD5 = "90528d7ca1a48142e341f4ef8d21d0de"
-_TINY_IMAGENET_SIZE = 64
-
-
-def _read_tiny_imagenet(request: Request) -> Source:
-    folder = request.root / "tiny-imagenet-200"
-    if not folder.is_dir() and is_tiny_imagenet(request.root):
-        folder = request.root
-    if not folder.is_dir():
-        archive = request.root / "tiny-imagenet-200.zip"
-        if not archive.is_file():
-            fetch_once(request, TINY_IMAGENET_URL, archive, TINY_IMAGENET_MD5)
-        with locked(request.root):
-            if not folder.is_dir():
-                unpack_zip(archive, folder, request.progress)
-    # Kept at its own size, a twelfth of the memory that 224 pixels would take.
-    return _file_source(request, scan_tiny_imagenet(folder), folder, _TINY_IMAGENET_SIZE)
-
-
-def _read_folder(request: Request) -> Source:
-    root = data_set_folder(request.name)
-    return _file_source(request, scan_image_folder(root), root, request.image_size)
-
-
-def _file_source(request: Request, found: ImageFolder, root: Path, size: int) -> Source:
-    lists = [files for files in (found.train, found.validation, found.test) if files is not None]
-    labels = [np.array(files.labels, dtype=np.int64) for files in lists]
-    paths = [path for files in lists for path in files.paths]
-    lazy = len(paths) * 3 * size * size > MEMORY_BUDGET
-    digests = digest_files(
-        [(files.paths, classes) for files, classes in zip(lists, labels, strict=True)], root
-    )
-    before = request.split
-    if before is not None:  # told before any file is read
-        before.require_fit(
-            data=request.name,
-            size=len(found.train.paths),
-            fingerprint=digests.names,
-            own_validation=found.validation is not None,
-            own_test=found.test is not None,
-            older_fingerprint=digests.sizes,
-        )
-    verified = before.verified if before is not None else None
-    notes: tuple[str, ...] = ()
-    pixels: Tensor | None = None
-    if before is None:
-        every = ClassFiles(paths, np.concatenate(labels), found.class_names, request.name)
-        seen = survey(every, size, request.decoding, keep=not lazy, progress=request.progress)
-        decoding, pixels, notes = seen.decoding, seen.pixels, seen.notes
-        verified = digests.times
-    else:
-        decoding = before.decoding
-        if before.file_sizes not in (None, digests.sizes):
-            notes = (
-                f"Some files of data set '{request.name}' were replaced since they were split; "
-                f"the split goes by their names and is kept",
-            )
-        if not lazy:
-            pixels = decode_all(paths, size, decoding, request.progress)
-        elif verified != digests.times:
-            verify(paths, size, decoding, request.progress)
-            verified = digests.times
-
-    def sets() -> Iterator[ImageSet | None]:
-        start = 0
-        for files in (found.train, found.validation, found.test):
-            if files is None:
-                yield None
-                continue
-            classes = torch.tensor(files.labels, dtype=torch.int64)
-            stop = start + len(classes)
-            if pixels is None:
-                yield FileImages(files.paths, classes, size, decoding)
-            else:
-                yield TensorImages(pixels[start:stop], classes)
-            start = stop
-
-    pool, validation, test = sets()
-    assert pool is not None
-    return Source(
-        class_names=found.class_names,
-        native_size=size,
-        fingerprint=digests.names,
-        older_fingerprint=digests.sizes,
-        pool=pool,
-        validation=validation,
-        test=test,
-        validation_share=0.1,
-        test_share=0.2,
-        noted={
-            "value_range": decoding.value_range,
-            "background": decoding.background,
-            "file_sizes": digests.sizes,
-            "verified": verified,
-        },
-        notes=(*found.notes, *notes),
-    )
-
-
-_READERS: dict[str, Callable[[Request], Source]] = {
-    "digits": read_digits,
-    "fashion-mnist": read_fashion,
-    "cifar10": read_cifar,
-    "cifar100": read_cifar,
-    "tiny-imagenet": _read_tiny_imagenet,
-    FOLDER: _read_folder,
-}

@@ -9,63 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from capsprune.data.names import FOLDER, data_set_kind, known_data_set
+from capsprune.data.augmentation import Augmentation
 from capsprune.data.preprocessing import Interpolation, Preprocessing
-
-
-@dataclass(frozen=True)
-class Augmentation:
-    """The ranges that random parameters are drawn from, uniformly, for each image by itself.
-
-    Attributes:
-        flip: mirror left and right in half of the cases.
-        shift: furthest move along either axis, as a part of the side.
-        rotation: furthest turn, in degrees.
-        scale: smallest and largest magnification.
-        crop: smallest part of the area that is kept; where it is cut out is random too.
-        brightness: largest number added to or taken from every value, where white is 1.
-        contrast: smallest and largest factor of the distance from each channel's mean.
-    """
-
-    flip: bool = False
-    shift: float = 0.0
-    rotation: float = 0.0
-    scale: tuple[float, float] = (1.0, 1.0)
-    crop: float = 1.0
-    brightness: float = 0.0
-    contrast: tuple[float, float] = (1.0, 1.0)
-
-    @property
-    def moves(self) -> bool:
-        """Whether pixels change place other than by mirroring."""
-        return bool(self.shift or self.rotation or self.scale != (1.0, 1.0) or self.crop != 1.0)
-
-
-_CIFAR = Augmentation(flip=True, brightness=0.25, contrast=(0.2, 1.8))
-
-AUGMENTATIONS: dict[str, Augmentation] = {
-    "digits": Augmentation(shift=0.1, rotation=10.0, scale=(0.9, 1.1)),
-    "fashion-mnist": Augmentation(flip=True, shift=0.08),
-    "cifar10": _CIFAR,
-    "cifar100": _CIFAR,
-    "tiny-imagenet": Augmentation(flip=True, rotation=20.0),
-    FOLDER: Augmentation(flip=True, crop=0.8),
-}
-"""What training does to the images of each data set."""
-
-
-def training_transform(data_name: str, preprocessing: Preprocessing) -> TrainingTransform:
-    """Return the transform for training, with the augmentation of the named data set.
-
-    Args:
-        data_name: one of `names.DATA_SETS`.
-        preprocessing: what the network expects.
-
-    Raises:
-        DataError: no data set has that name.
-    """
-    known_data_set(data_name)
-    return TrainingTransform(AUGMENTATIONS[data_set_kind(data_name)], preprocessing)
 
 
 class EvaluationTransform(nn.Module):
@@ -102,7 +47,7 @@ class EvaluationTransform(nn.Module):
 
 
 @dataclass(frozen=True)
-class Drawn:
+class AugmentationParameters:
     """The parameters of B images, on the CPU; None where nothing of the kind is to be done.
 
     Attributes:
@@ -122,7 +67,7 @@ class Drawn:
 class TrainingTransform(EvaluationTransform):
     """Resize, augment and normalise a batch; every image gets parameters of its own.
 
-    They are drawn from torch's global CPU generator whatever the device, so `torch.manual_seed`
+    They are sampled from torch's global CPU generator whatever the device, so `torch.manual_seed`
     fixes them everywhere alike.
     """
 
@@ -130,7 +75,7 @@ class TrainingTransform(EvaluationTransform):
         """Make a transform.
 
         Args:
-            augmentation: the ranges of what is drawn for each image.
+            augmentation: the ranges of what is sampled for each image.
             preprocessing: what the network expects; its image size is S.
         """
         super().__init__(preprocessing)
@@ -138,14 +83,14 @@ class TrainingTransform(EvaluationTransform):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map uint8 [B, 3, H, W] to float32 [B, 3, S, S]."""
-        return self.apply_drawn(images, self.draw(len(images)))
+        return self.augment(images, self.sample(len(images)))
 
-    def draw(self, count: int) -> Drawn:
-        """Draw the parameters of `count` images."""
+    def sample(self, count: int) -> AugmentationParameters:
+        """Sample the parameters of `count` images."""
         ranges = self.augmentation
-        return Drawn(
+        return AugmentationParameters(
             flip=torch.rand(count) < 0.5 if ranges.flip else None,
-            affine=self._draw_affine(count) if ranges.moves else None,
+            affine=self._sample_affine(count) if ranges.is_affine else None,
             brightness=(
                 _uniform(count, -ranges.brightness, ranges.brightness)
                 if ranges.brightness
@@ -154,7 +99,7 @@ class TrainingTransform(EvaluationTransform):
             contrast=_uniform(count, *ranges.contrast) if ranges.contrast != (1.0, 1.0) else None,
         )
 
-    def _draw_affine(self, count: int) -> Tensor:
+    def _sample_affine(self, count: int) -> Tensor:
         ranges = self.augmentation
         turn = _uniform(count, -math.radians(ranges.rotation), math.radians(ranges.rotation))
         kept = _uniform(count, ranges.crop, 1.0).sqrt()
@@ -162,39 +107,39 @@ class TrainingTransform(EvaluationTransform):
         step = kept / _uniform(count, *ranges.scale)
         cosine, sine = turn.cos() * step, turn.sin() * step
         # A side is 2 long in these coordinates, and a crop may lie anywhere in what it leaves.
-        reach = 2 * ranges.shift + 1 - kept
+        reach = 2 * ranges.translation + 1 - kept
         across, down = reach * _uniform(count, -1, 1), reach * _uniform(count, -1, 1)
         return torch.stack([cosine, -sine, across, sine, cosine, down], dim=1).view(count, 2, 3)
 
-    def apply_drawn(self, images: Tensor, drawn: Drawn) -> Tensor:
+    def augment(self, images: Tensor, parameters: AugmentationParameters) -> Tensor:
         """Resize, augment with the given parameters, and normalise.
 
         Args:
             images: uint8 [B, 3, H, W].
-            drawn: the parameters; with none, the result is that of `EvaluationTransform`.
+            parameters: the parameters; with none, the result is that of `EvaluationTransform`.
 
         Returns:
             float32 [B, 3, S, S].
         """
         device = images.device
-        if drawn.flip is not None:
-            images = torch.where(_per_image(drawn.flip.to(device)), images.flip(3), images)
+        if parameters.flip is not None:
+            images = torch.where(_per_image(parameters.flip.to(device)), images.flip(3), images)
         pixels = to_unit(images)
-        if drawn.affine is None:
+        if parameters.affine is None:
             pixels = self.resize(pixels)
         else:
-            pixels = self._move(pixels, drawn.affine.to(device))
+            pixels = self._warp(pixels, parameters.affine.to(device))
         # A change of brightness moves the mean along, so the order of these two is free.
-        if drawn.contrast is not None:
+        if parameters.contrast is not None:
             mean = pixels.mean(dim=(2, 3), keepdim=True)
-            pixels = torch.lerp(mean, pixels, _per_image(drawn.contrast.to(device)))
-        if drawn.brightness is not None:
-            pixels = pixels + _per_image(drawn.brightness.to(device))
-        if drawn.contrast is not None or drawn.brightness is not None:
+            pixels = torch.lerp(mean, pixels, _per_image(parameters.contrast.to(device)))
+        if parameters.brightness is not None:
+            pixels = pixels + _per_image(parameters.brightness.to(device))
+        if parameters.contrast is not None or parameters.brightness is not None:
             pixels = pixels.clamp(0, 1)
         return self.normalise(pixels)
 
-    def _move(self, pixels: Tensor, affine: Tensor) -> Tensor:
+    def _warp(self, pixels: Tensor, affine: Tensor) -> Tensor:
         # Sampling enlarges as well as resizing does, in the same pass; it cannot shrink, for it
         # would skip pixels.
         wanted = self.preprocessing
@@ -231,7 +176,7 @@ def warp(
 
     Args:
         pixels: values in [0, 1], float [B, C, H, W].
-        affine: float [B, 2, 3], as in `Drawn`.
+        affine: float [B, 2, 3], as in `AugmentationParameters`.
         size: S, pixels a side of the result.
         interpolation: between pixels.
 

@@ -12,16 +12,17 @@ from torch import nn
 from capsprune.capsules import CapsuleNetwork, margin_loss
 from capsprune.data.images import ImageSet
 from capsprune.data.loaders import data_loader
+from capsprune.data.names import data_set
 from capsprune.data.preprocessing import Preprocessing
 from capsprune.data.sources import DataSplits
-from capsprune.data.transforms import EvaluationTransform, training_transform
+from capsprune.data.transforms import EvaluationTransform, TrainingTransform
 from capsprune.pipeline.session import EVALUATION_BATCH, Session
 from capsprune.runtime.meters import TrainingMeter
+from capsprune.schedule import Schedule
 from capsprune.training.device import gpu_of
 from capsprune.training.evaluate import Evaluation, evaluate
 from capsprune.training.fit import Epoch, History, Images, fit
 from capsprune.training.objective import CROSS_ENTROPY, Objective
-from capsprune.training.schedule import Schedule
 
 #: Classes that a summary names, of however many.
 WORST_CLASSES = 5
@@ -64,7 +65,7 @@ def fit_network(
             rank=fabric.global_rank,
             world_size=fabric.world_size,
         ),
-        training_transform(splits.name, preprocessing),
+        TrainingTransform(data_set(splits.name).augmentation, preprocessing),
     )
     validation = Images(
         data_loader(splits.validation, batch_size=EVALUATION_BATCH),

@@ -14,6 +14,7 @@ from capsprune.checkpoint import (
     describe_like,
     read_architecture,
 )
+from capsprune.data.names import data_set
 from capsprune.data.sources import DataSplits
 from capsprune.errors import RunError
 from capsprune.inspection import checkpoint_costs
@@ -22,7 +23,6 @@ from capsprune.pipeline.session import Session
 from capsprune.pipeline.stage import Stage
 from capsprune.recipe import AnalyseOptions, HeadOptions
 from capsprune.run import StageRecord
-from capsprune.training.schedule import default_schedule
 
 
 def trunk_source(options: HeadOptions, session: Session, command: str) -> tuple[Path, Architecture]:
@@ -89,9 +89,10 @@ def train_head(
     """
     session, shown = stage.session, described.data.preprocessing
     work = stage.begin(splits)
-    schedule = default_schedule(
-        "caps-frozen" if options.freeze else "caps-finetuned", splits.name
-    ).changed(options.epochs, options.batch_size, options.lr)
+    schedules = data_set(splits.name).schedules
+    schedule = schedules["caps-frozen" if options.freeze else "caps-finetuned"].changed(
+        options.epochs, options.batch_size, options.lr
+    )
     history, training = fit_network(session, network, splits, shown, schedule, work, title)
     score = score_network(session, network, splits.test, shown)
     architecture = describe_like(network, described, parent=described.id, metrics=score.to_dict())

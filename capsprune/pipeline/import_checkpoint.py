@@ -10,7 +10,7 @@ from capsprune.backbones.registry import backbone, backbone_arguments, build_bac
 from capsprune.backbones.weights import read_weights
 from capsprune.backbones.weights_file import digest
 from capsprune.checkpoint import Checkpoint, DataDescription, describe
-from capsprune.data.names import default_image_size
+from capsprune.data.names import data_set
 from capsprune.files import dump_json
 from capsprune.inspection import checkpoint_costs
 from capsprune.pipeline.baseline import require_baseline
@@ -33,7 +33,7 @@ def import_checkpoint(options: ImportOptions, session: Session) -> StageRecord:
             cannot be used, or the run has another baseline, or a pruned backbone already.
     """
     run, progress = session.run, session.progress
-    image_size = options.image_size or default_image_size(options.data)
+    image_size = options.image_size or data_set(options.data).image_size
     shown = backbone(options.model).preprocessing(image_size)
     arguments = backbone_arguments(options.model, image_size)
     sha256 = digest(options.checkpoint)

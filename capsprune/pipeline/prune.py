@@ -8,7 +8,7 @@ import torch
 
 from capsprune.backbones.registry import backbone_arguments, build_backbone
 from capsprune.checkpoint import Architecture, Checkpoint, describe_like, load_checkpoint
-from capsprune.data.names import default_image_size
+from capsprune.data.names import data_set
 from capsprune.errors import RunError
 from capsprune.files import dump_json
 from capsprune.inspection import checkpoint_costs
@@ -36,7 +36,6 @@ from capsprune.pruning.space import SearchSpace
 from capsprune.pruning.strategy import Strategy, read_strategy
 from capsprune.recipe import PruneOptions, TrainOptions
 from capsprune.run import StageRecord
-from capsprune.training.schedule import default_schedule
 
 
 def prune(options: PruneOptions, session: Session) -> StageRecord:
@@ -86,8 +85,10 @@ def prune(options: PruneOptions, session: Session) -> StageRecord:
     work = stage.begin(splits)
     if space is not None:
         write_measured_flops(work, options, space)
-    schedule = default_schedule("finetune", described.data.name).changed(
-        options.epochs, options.batch_size, options.lr
+    schedule = (
+        data_set(described.data.name)
+        .schedules["finetune"]
+        .changed(options.epochs, options.batch_size, options.lr)
     )
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     batches = load_batches(session, splits, shown, options.bn_batches, schedule.batch_size)
@@ -180,7 +181,7 @@ def _check_before_training(options: PruneOptions, training: TrainOptions, sessio
 
     All of it follows from the network's shapes, which training does not change.
     """
-    name, size = training.model, training.image_size or default_image_size(training.data)
+    name, size = training.model, training.image_size or data_set(training.data).image_size
     arguments = backbone_arguments(name, size)
     if options.strategy is not None:
         read_strategy(options.strategy, name)

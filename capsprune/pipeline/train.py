@@ -9,14 +9,13 @@ import torch
 from capsprune.backbones.registry import backbone, backbone_arguments, build_backbone
 from capsprune.backbones.weights import NO_FILES, initialise
 from capsprune.checkpoint import Checkpoint, DataDescription, describe
-from capsprune.data.names import default_image_size
+from capsprune.data.names import data_set
 from capsprune.inspection import checkpoint_costs
 from capsprune.pipeline.fitting import fit_network, score_network, score_summary
 from capsprune.pipeline.session import Session
 from capsprune.pipeline.stage import Stage, content_of
 from capsprune.recipe import TrainOptions
 from capsprune.run import StageRecord
-from capsprune.training.schedule import default_schedule
 
 
 def train(options: TrainOptions, session: Session) -> StageRecord:
@@ -26,7 +25,7 @@ def train(options: TrainOptions, session: Session) -> StageRecord:
         CapspruneError: if the model, the data or the weights cannot be used, or the stage is
             finished with other options.
     """
-    image_size = options.image_size or default_image_size(options.data)
+    image_size = options.image_size or data_set(options.data).image_size
     shown = backbone(options.model).preprocessing(image_size)
     arguments = backbone_arguments(options.model, image_size)
     weights_file = None if options.weights in NO_FILES else Path(options.weights)
@@ -55,8 +54,10 @@ def train(options: TrainOptions, session: Session) -> StageRecord:
     )
 
     work = stage.begin(splits)
-    schedule = default_schedule("baseline", options.data).changed(
-        options.epochs, options.batch_size, options.lr
+    schedule = (
+        data_set(options.data)
+        .schedules["baseline"]
+        .changed(options.epochs, options.batch_size, options.lr)
     )
     history, training = fit_network(session, network, splits, shown, schedule, work, "Training")
     result = score_network(session, network, splits.test, shown)

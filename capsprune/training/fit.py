@@ -19,9 +19,9 @@ from torch.utils.data import DataLoader
 from capsprune.data.loaders import set_epoch
 from capsprune.errors import CapspruneError
 from capsprune.files import replacing
+from capsprune.schedule import Schedule
 from capsprune.training.evaluate import evaluate
 from capsprune.training.objective import Objective
-from capsprune.training.schedule import Schedule
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric

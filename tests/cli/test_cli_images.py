@@ -13,7 +13,7 @@ from cli_runner import Outcome
 from PIL import Image
 
 from capsprune.backbones.registry import build_backbone
-from capsprune.data import sources
+from capsprune.data import file_sources
 
 Cli = Callable[..., Outcome]
 
@@ -88,7 +88,7 @@ def test_the_range_is_told_once_and_kept(cli: Cli, tmp_path: Path, data: str) ->
 def test_bad_files_are_found_before_training_and_repaired_ones_keep_the_split(
     cli: Cli, tmp_path: Path, data: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sources, "MEMORY_BUDGET", 0)
+    monkeypatch.setattr(file_sources, "MEMORY_BUDGET", 0)
     train = ("train", *SMALL, "--data", data, "--epochs", 0)
     bad = [tmp_path / "scans" / name / "3.tif" for name in ("upper", "lower")]
     whole = [path.read_bytes() for path in bad]

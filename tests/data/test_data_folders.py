@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from capsprune.data import sources
+from capsprune.data import file_sources
 from capsprune.data.images import FileImages, TensorImages
 from capsprune.data.sources import load_data
 from capsprune.errors import DataError
@@ -60,7 +60,7 @@ def test_missing_set_is_carved_from_train(tmp_path, given, sizes):
 
 def test_too_large_for_memory_is_decoded_when_fetched(tmp_path, monkeypatch):
     eager = load(write_classes(tmp_path))
-    monkeypatch.setattr(sources, "MEMORY_BUDGET", 0)
+    monkeypatch.setattr(file_sources, "MEMORY_BUDGET", 0)
     lazy = load(tmp_path)
     assert isinstance(lazy.train, FileImages)
     assert lazy.split == eager.split

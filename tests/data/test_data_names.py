@@ -3,11 +3,13 @@ import sys
 
 import pytest
 
-from capsprune.data.names import DATA_SETS, data_set_kind, known_data_set
+from capsprune.data.names import DATA_SETS, FOLDER, data_set_kind, known_data_set
 from capsprune.errors import DataError
 
 
-@pytest.mark.parametrize("name", [*DATA_SETS, "imagefolder:/some/where", "imagefolder:C:/x"])
+@pytest.mark.parametrize(
+    "name", [*sorted(set(DATA_SETS) - {FOLDER}), "imagefolder:/some/where", "imagefolder:C:/x"]
+)
 def test_known_names_pass(name):
     known_data_set(name)
 
@@ -21,6 +23,13 @@ def test_unknown_name_names_the_nearest():
 def test_folder_without_path_says_how_to_give_one(name):
     with pytest.raises(DataError, match=r"names no folder: write imagefolder:PATH"):
         known_data_set(name)
+
+
+def test_every_data_set_has_a_record():
+    for name in DATA_SETS:
+        known = DATA_SETS[name]
+        assert known.image_size >= 32 and callable(known.read)
+        assert set(known.schedules) == {"baseline", "finetune", "caps-finetuned", "caps-frozen"}
 
 
 def test_kind_drops_the_path():

@@ -13,13 +13,14 @@ import pytest
 import torch
 from PIL import Image
 
-from capsprune.data import published, sources
+from capsprune.data import published
 from capsprune.data.loaders import data_loader
+from capsprune.data.names import data_set
 from capsprune.data.preprocessing import Preprocessing
 from capsprune.data.published import CIFAR
-from capsprune.data.sources import DATA_SETS, default_root, load_data
+from capsprune.data.sources import default_root, load_data
 from capsprune.data.splits import Split
-from capsprune.data.transforms import EvaluationTransform, training_transform
+from capsprune.data.transforms import EvaluationTransform, TrainingTransform
 from capsprune.errors import DataError
 
 
@@ -29,10 +30,6 @@ def no_network(monkeypatch):
         raise OSError(f"no network in tests: {url}")
 
     monkeypatch.setattr("urllib.request.urlopen", refuse)
-
-
-def test_names_are_all_readable():
-    assert {name.partition(":")[0] for name in DATA_SETS} == set(sources._READERS)
 
 
 def test_unknown_data_set():
@@ -62,7 +59,7 @@ def test_digits():
         assert (shares - 0.1).abs().max() < 0.02
     batch, _ = next(iter(data_loader(data.train, batch_size=64, shuffle=True)))
     for transform in (
-        training_transform("digits", Preprocessing(32)),
+        TrainingTransform(data_set("digits").augmentation, Preprocessing(32)),
         EvaluationTransform(Preprocessing(32)),
     ):
         assert transform(batch).shape == (64, 3, 32, 32)
@@ -235,7 +232,8 @@ def test_cifar_from_archive_and_from_folder(tmp_path, small_cifar):
     again = load_data(name, root=folder.parent, image_size=64, split=data.split)
     assert torch.equal(again.train.storage, data.train.storage)
     batch = data.train.__getitems__([0, 1])[0]
-    assert training_transform(name, Preprocessing(64))(batch).shape == (2, 3, 64, 64)
+    transform = TrainingTransform(data_set(name).augmentation, Preprocessing(64))
+    assert transform(batch).shape == (2, 3, 64, 64)
 
 
 def test_cifar_archive_of_other_checksum_is_not_opened(tmp_path, small_cifar, monkeypatch):

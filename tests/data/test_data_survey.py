@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from capsprune.data import sources
+from capsprune.data import file_sources
 from capsprune.data.images import FileImages, TensorImages
 from capsprune.data.sources import load_data
 from capsprune.data.splits import Split
@@ -48,7 +48,7 @@ def write(root, make=EIGHT_BITS, suffix="png", count=10, names=("upper", "lower"
 
 def load(root, kept=True, monkeypatch=None, **options):
     if not kept:
-        monkeypatch.setattr(sources, "MEMORY_BUDGET", 0)
+        monkeypatch.setattr(file_sources, "MEMORY_BUDGET", 0)
     return load_data(f"imagefolder:{root}", image_size=8, **options)
 
 

@@ -6,15 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from capsprune.data.names import DATA_SETS
+from capsprune.data.augmentation import Augmentation
+from capsprune.data.names import DATA_SETS, data_set
 from capsprune.data.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from capsprune.data.transforms import (
-    AUGMENTATIONS,
-    Augmentation,
-    Drawn,
+    AugmentationParameters,
     EvaluationTransform,
     TrainingTransform,
-    training_transform,
 )
 from capsprune.errors import DataError
 
@@ -26,7 +24,7 @@ def images(count=4, height=12, width=12, seed=0):
 
 
 def identity(count):
-    return Drawn(
+    return AugmentationParameters(
         flip=torch.zeros(count, dtype=torch.bool),
         affine=torch.eye(2, 3).repeat(count, 1, 1),
         brightness=torch.zeros(count),
@@ -71,13 +69,13 @@ def test_identity_parameters_give_the_evaluation_transform(count, height, width,
     expected = EvaluationTransform(Preprocessing(size))(batch)
     torch.testing.assert_close(transform(batch), expected)
     torch.testing.assert_close(
-        transform.apply_drawn(batch, identity(count)), expected, atol=2e-4, rtol=1e-4
+        transform.augment(batch, identity(count)), expected, atol=2e-4, rtol=1e-4
     )
 
 
 @pytest.mark.parametrize("name", [*DATA_SETS, "imagefolder:/x"])
-def test_every_data_set_has_an_augmentation_with_parameters_for_each_image(name):
-    transform = training_transform(name, Preprocessing(16))
+def test_every_data_set_has_an_augmentation_sampled_for_each_image(name):
+    transform = TrainingTransform(data_set(name).augmentation, Preprocessing(16))
     same = images(1).repeat(8, 1, 1, 1)
     torch.manual_seed(3)
     first = transform(same)
@@ -91,19 +89,19 @@ def test_every_data_set_has_an_augmentation_with_parameters_for_each_image(name)
 
 def test_images_of_a_batch_do_not_mix():
     batch = images(3)
-    transform = training_transform("digits", Preprocessing(16))
-    drawn = transform.draw(3)
-    together = transform.apply_drawn(batch, drawn)
+    transform = TrainingTransform(data_set("digits").augmentation, Preprocessing(16))
+    parameters = transform.sample(3)
+    together = transform.augment(batch, parameters)
     for position in range(3):
-        one = Drawn(affine=drawn.affine[position : position + 1])
-        alone = transform.apply_drawn(batch[position : position + 1], one)
+        one = AugmentationParameters(affine=parameters.affine[position : position + 1])
+        alone = transform.augment(batch[position : position + 1], one)
         torch.testing.assert_close(alone[0], together[position])
 
 
 def test_flip_mirrors_the_chosen_images():
     batch = images(2)
     transform = TrainingTransform(Augmentation(flip=True), Preprocessing(12))
-    out = transform.apply_drawn(batch, Drawn(flip=torch.tensor([True, False])))
+    out = transform.augment(batch, AugmentationParameters(flip=torch.tensor([True, False])))
     plain = EvaluationTransform(Preprocessing(12))(batch)
     assert torch.equal(out[0], plain[0].flip(2))
     assert torch.equal(out[1], plain[1])
@@ -114,9 +112,9 @@ def test_brightness_and_contrast_do_what_they_say_and_clamp():
     batch[..., :2] = 51
     transform = TrainingTransform(Augmentation(), Preprocessing(4))
 
-    def apply(**drawn):
-        drawn = {key: torch.tensor([value]) for key, value in drawn.items()}
-        return unit(transform.apply_drawn(batch, Drawn(**drawn)))[0, 0, 0]
+    def apply(**parameters):
+        parameters = {key: torch.tensor([value]) for key, value in parameters.items()}
+        return unit(transform.augment(batch, AugmentationParameters(**parameters)))[0, 0, 0]
 
     torch.testing.assert_close(apply(brightness=0.25), torch.tensor([0.45, 0.45, 0.65, 0.65]))
     torch.testing.assert_close(apply(contrast=0.5), torch.tensor([0.25, 0.25, 0.35, 0.35]))
@@ -126,8 +124,8 @@ def test_brightness_and_contrast_do_what_they_say_and_clamp():
 def test_quarter_turn_moves_pixels_by_a_quarter_turn():
     batch = images(1)
     turn = torch.tensor([[[0.0, -1.0, 0.0], [1.0, 0.0, 0.0]]])
-    out = TrainingTransform(Augmentation(), Preprocessing(12)).apply_drawn(
-        batch, Drawn(affine=turn)
+    out = TrainingTransform(Augmentation(), Preprocessing(12)).augment(
+        batch, AugmentationParameters(affine=turn)
     )
     plain = EvaluationTransform(Preprocessing(12))(batch)
     assert min(
@@ -135,33 +133,33 @@ def test_quarter_turn_moves_pixels_by_a_quarter_turn():
     ) == pytest.approx(0, abs=1e-4)
 
 
-@pytest.mark.parametrize("name", list(AUGMENTATIONS))
+@pytest.mark.parametrize("name", list(DATA_SETS))
 def test_drawn_parameters_stay_in_their_ranges(name):
-    ranges = AUGMENTATIONS[name]
-    drawn = TrainingTransform(ranges, Preprocessing(16)).draw(500)
-    assert (drawn.flip is not None) == ranges.flip
-    if ranges.moves:
-        a, b, x = drawn.affine[:, 0].unbind(1)
+    ranges = data_set(name).augmentation
+    parameters = TrainingTransform(ranges, Preprocessing(16)).sample(500)
+    assert (parameters.flip is not None) == ranges.flip
+    if ranges.is_affine:
+        a, b, x = parameters.affine[:, 0].unbind(1)
         step = (a.square() + b.square()).sqrt()
         low, high = ranges.scale
         assert step.max() <= 1 / low + 1e-5
         assert step.min() >= math.sqrt(ranges.crop) / high - 1e-5
         assert torch.atan2(b, a).abs().max() <= math.radians(ranges.rotation) + 1e-5
-        assert x.abs().max() <= 2 * ranges.shift + 1 - math.sqrt(ranges.crop) + 1e-5
+        assert x.abs().max() <= 2 * ranges.translation + 1 - math.sqrt(ranges.crop) + 1e-5
     if ranges.crop != 1:  # a crop never reaches outside the image
         assert (step + x.abs()).max() <= 1 + 1e-5
-    if drawn.contrast is not None:
-        assert drawn.contrast.min() >= 0.2 and drawn.contrast.max() <= 1.8
-        assert drawn.brightness.abs().max() <= 0.25
+    if parameters.contrast is not None:
+        assert parameters.contrast.min() >= 0.2 and parameters.contrast.max() <= 1.8
+        assert parameters.brightness.abs().max() <= 0.25
 
 
 def test_transform_has_no_state():
-    assert not training_transform("cifar10", Preprocessing(8)).state_dict()
+    assert not TrainingTransform(data_set("cifar10").augmentation, Preprocessing(8)).state_dict()
 
 
 def test_unknown_data_set():
     with pytest.raises(DataError, match=r"Unknown data set 'digit'; did you mean digits"):
-        training_transform("digit", Preprocessing(32))
+        TrainingTransform(data_set("digit").augmentation, Preprocessing(32))
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
@@ -174,7 +172,7 @@ def test_a_network_says_how_its_images_are_shown(interpolation):
     torch.testing.assert_close(out, (expected - mean) / std)
     training = TrainingTransform(Augmentation(), shown)
     torch.testing.assert_close(training(batch), out)
-    moved = training.apply_drawn(batch, identity(2))  # sampled by a grid that does not move
+    moved = training.augment(batch, identity(2))  # sampled by a grid that does not move
     assert (moved * std + mean).min() >= -1e-6 and (moved * std + mean).max() <= 1 + 1e-6
     # The two kinds of cubic curves differ a little.
     assert (moved - out).abs().max() < (1e-4 if interpolation == "bilinear" else 0.5)

@@ -10,14 +10,15 @@ from torch import nn
 from capsprune.capsules import CapsuleNetwork
 from capsprune.data.images import TensorImages
 from capsprune.data.loaders import data_loader
+from capsprune.data.names import data_set
 from capsprune.data.preprocessing import Preprocessing
 from capsprune.data.sources import load_data
-from capsprune.data.transforms import EvaluationTransform, training_transform
+from capsprune.data.transforms import EvaluationTransform, TrainingTransform
 from capsprune.pipeline.fitting import MARGIN
+from capsprune.schedule import Schedule
 from capsprune.training.device import make_fabric
 from capsprune.training.fit import Images, TrainingDiverged, fit
 from capsprune.training.objective import CROSS_ENTROPY, Objective
-from capsprune.training.schedule import Schedule
 
 SIZE = 8
 SCHEDULE = Schedule(epochs=5, batch_size=32, lr=0.02)
@@ -39,7 +40,7 @@ def loaders(digits, schedule, *, count=200, seed=0):
     )
     validation = data_loader(digits.validation.select(range(90)), batch_size=64)
     return (
-        Images(train, training_transform("digits", Preprocessing(SIZE))),
+        Images(train, TrainingTransform(data_set("digits").augmentation, Preprocessing(SIZE))),
         Images(validation, EvaluationTransform(Preprocessing(SIZE))),
     )
 

@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from capsprune.training.schedule import Schedule, default_schedule
+from capsprune.data.names import data_set
+from capsprune.schedule import Schedule
 
 
 def course(schedule, steps_per_epoch):
@@ -20,7 +21,7 @@ def course(schedule, steps_per_epoch):
 @pytest.mark.parametrize(("stage", "lr"), [("caps-finetuned", 1e-5), ("caps-frozen", 1e-4)])
 @pytest.mark.parametrize("data", ["tiny-imagenet", "cifar10"])
 def test_the_paper_s_data_sets_have_the_paper_s_schedule(stage, lr, data):
-    schedule = default_schedule(stage, data)
+    schedule = data_set(data).schedules[stage]
     assert (schedule.lr, schedule.epochs, schedule.batch_size) == (lr, 100, 128)
     assert schedule.patience == 10 and schedule.weight_decay == 0.0
     rates = course(schedule.changed(epochs=3), 4)
@@ -32,7 +33,7 @@ def test_without_weight_decay_the_optimiser_is_adam():
     ours, adams = nn.Linear(3, 2), nn.Linear(3, 2)
     adams.load_state_dict(ours.state_dict())
     optimizers = [
-        default_schedule("caps-frozen", "tiny-imagenet").optimizer(ours),
+        data_set("tiny-imagenet").schedules["caps-frozen"].optimizer(ours),
         torch.optim.Adam(adams.parameters(), lr=1e-4),
     ]
     for step in range(5):
@@ -46,15 +47,15 @@ def test_without_weight_decay_the_optimiser_is_adam():
 
 @pytest.mark.parametrize("stage", ["baseline", "finetune", "caps-finetuned", "caps-frozen"])
 def test_small_data_train_briefly(stage):
-    small = default_schedule(stage, "digits")
-    large = default_schedule(stage, "tiny-imagenet")
-    assert small == default_schedule(stage, "fashion-mnist")
+    small = data_set("digits").schedules[stage]
+    large = data_set("tiny-imagenet").schedules[stage]
+    assert small == data_set("fashion-mnist").schedules[stage]
     assert small.epochs < large.epochs and small.lr > large.lr
-    assert default_schedule(stage, "imagefolder:/somewhere") == large
+    assert data_set("imagefolder:/somewhere").schedules[stage] == large
 
 
 def test_what_is_asked_for_replaces_the_defaults():
-    schedule = default_schedule("baseline", "digits")
+    schedule = data_set("digits").schedules["baseline"]
     assert schedule.changed() == schedule
     changed = schedule.changed(epochs=0, batch_size=3, lr=0.5)
     assert (changed.epochs, changed.batch_size, changed.lr) == (0, 3, 0.5)

@@ -1,14 +1,16 @@
-"""How long and how fast a stage trains, by data set: the paper's schedules, and ours."""
+"""How long and how fast a network trains: the paper's schedules, and ours."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import nn
 
-Stage = Literal["baseline", "finetune", "caps-finetuned", "caps-frozen"]
+#: What is trained: the backbone, what is left of it, or a head on it, with the trunk or without.
+Training = Literal["baseline", "finetune", "caps-finetuned", "caps-frozen"]
 
 
 @dataclass(frozen=True)
@@ -40,12 +42,12 @@ class Schedule:
     def changed(
         self, epochs: int | None = None, batch_size: int | None = None, lr: float | None = None
     ) -> Schedule:
-        """Give a schedule with what a user asked for in place of the defaults."""
+        """Return a schedule with what a user asked for in place of the defaults."""
         given = {"epochs": epochs, "batch_size": batch_size, "lr": lr}
         return replace(self, **{k: v for k, v in given.items() if v is not None})  # type: ignore[arg-type]
 
     def optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
-        """Make an Adam optimiser over the parameters that take part in training."""
+        """Return an Adam optimiser over the parameters that take part in training."""
         parameters = [p for p in network.parameters() if p.requires_grad]
         decayed = [p for p in parameters if p.dim() > 1]
         plain = [p for p in parameters if p.dim() <= 1]
@@ -58,7 +60,7 @@ class Schedule:
     def lr_scheduler(
         self, optimizer: torch.optim.Optimizer, steps_per_epoch: int
     ) -> torch.optim.lr_scheduler.LRScheduler:
-        """Make the learning rate's course, to be advanced after every step."""
+        """Return the course of the learning rate, to be advanced after every step."""
         if self.decay == "one-cycle":
             return torch.optim.lr_scheduler.OneCycleLR(
                 optimizer,
@@ -77,29 +79,18 @@ class Schedule:
 #: 128, at most 100 epochs, and stops after 10 epochs without a better validation loss.
 _PAPER = Schedule(epochs=100, batch_size=128, lr=1e-5, decay="exponential", patience=10)
 
-_PAPER_DATA = ("cifar10", "cifar100", "tiny-imagenet")
-
-_SMALL: dict[Stage, Schedule] = {
+#: For small data.
+SHORT: Mapping[Training, Schedule] = {
     "baseline": Schedule(epochs=12, batch_size=64, lr=3e-3, weight_decay=0.02),
     "finetune": Schedule(epochs=5, batch_size=64, lr=1e-3, weight_decay=0.02),
     "caps-finetuned": Schedule(epochs=12, batch_size=64, lr=1e-3),
     "caps-frozen": Schedule(epochs=15, batch_size=64, lr=3e-3),
 }
 
-_LARGE: dict[Stage, Schedule] = {
+#: The paper's for capsule heads, and for data of any size.
+LONG: Mapping[Training, Schedule] = {
     "baseline": Schedule(epochs=30, batch_size=128, lr=1e-3, weight_decay=0.02),
     "finetune": Schedule(epochs=15, batch_size=128, lr=5e-4, weight_decay=0.02),
     "caps-finetuned": _PAPER,
     "caps-frozen": replace(_PAPER, lr=1e-4),
 }
-
-
-def default_schedule(stage: Stage, data: str) -> Schedule:
-    """Choose a schedule: the paper's for its data sets, a short one for small data.
-
-    Args:
-        stage: what is trained.
-        data: name of the data set.
-    """
-    small = data in ("digits", "fashion-mnist")
-    return (_SMALL if small else _LARGE)[stage]
