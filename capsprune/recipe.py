@@ -37,7 +37,8 @@ from capsprune.bounds import (
 from capsprune.data.names import DATA_SETS, known_data_set
 from capsprune.errors import CapspruneError
 from capsprune.files import BadFileError, read_text
-from capsprune.pruning.names import CriterionName, SamplerName
+from capsprune.pruning.names import CRITERIA, SamplerName
+from capsprune.tables import Table
 
 #: The largest recipe that is read, in bytes.
 _RECIPE_LIMIT = 2**18
@@ -85,6 +86,11 @@ def _colour(colour: str) -> str:
     return check_colour(colour)
 
 
+def _entry_of(table: Table[Any]) -> Callable[[Any], Any]:
+    """Take the name of an entry, or from Python callers a callable, which is named and added."""
+    return lambda value: table.name_of(value) if callable(value) else value
+
+
 def _none_for(default: float) -> Callable[[Any], Any]:
     """Write an option at its default as one that is left open, so that both compare equal."""
     return lambda value: None if value == default else value
@@ -96,6 +102,9 @@ def _hyphenated(name: str) -> str:
 
 ModelName = Annotated[Name, AfterValidator(_model_name)]
 DataName = Annotated[Text, AfterValidator(_data_name)]
+CriterionName = Annotated[
+    Name, BeforeValidator(_entry_of(CRITERIA)), AfterValidator(CRITERIA.check)
+]
 Epochs = Annotated[int, Field(ge=0, le=MAX_EPOCHS)]
 PositiveEpochs = Annotated[int, Field(ge=1, le=MAX_EPOCHS)]
 PositiveBatch = Annotated[int, Field(ge=1, le=MAX_BATCH)]
@@ -262,8 +271,8 @@ class PruneOptions(Options):
     )
     criterion: CriterionName | None = Field(
         None,
-        description="Which channels of a group go first: l1, l2, bn-scale, taylor or random. "
-        "[default: the strategy's, else l1]",
+        description=f"Which channels of a group go first: {CRITERIA.help()}. [default: the "
+        "strategy's, else l1]",
     )
     max_rate: Ratio | None = Field(
         None, description="Most of a group that a strategy removes. [default: by the target]"

@@ -29,7 +29,7 @@ from capsprune.pipeline.session import Session
 from capsprune.pipeline.stage import Stage, content_of
 from capsprune.pipeline.train import train
 from capsprune.pruning.adaptive_bn import recalibrate
-from capsprune.pruning.criteria import rank_channels
+from capsprune.pruning.criteria import rank_channels, takes_images
 from capsprune.pruning.groups import Dependencies
 from capsprune.pruning.shrink import layer_channels, shrink
 from capsprune.pruning.space import SearchSpace
@@ -194,7 +194,7 @@ def _check_before_training(options: PruneOptions, training: TrainOptions, sessio
         strategy.kept(network.dependencies)
     else:
         check_reach(options, session, network)
-    if criterion != "taylor":  # which any network has, and which needs images
+    if not takes_images(criterion):  # as yet there are none
         rank_channels(network.model, network.dependencies, criterion)
 
 

@@ -1,21 +1,26 @@
 """Which channels of a group go first: criteria that score channels.
 
 A criterion is a callable that takes a `Scoring` and returns one score for each channel of each
-group; the lowest go first. A new one is one more function, and its name in `CRITERIA`.
+group; the lowest go first. A new one is one more function and a line in
+`capsprune.pruning.names.CRITERIA`, or is registered there from another package:
+
+    @CRITERIA.register("weakest", "what it measures")
+    def weakest(scoring): ...
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from capsprune.errors import StrategyError, unknown_name
+from capsprune.errors import StrategyError
 from capsprune.pruning.groups import Dependencies
-from capsprune.pruning.names import CriterionName
+from capsprune.pruning.names import CRITERIA
+from capsprune.training.objective import CROSS_ENTROPY, Objective
 
 #: Images with labels, normalised: [batch, 3, H, W] and [batch].
 Batches = Sequence[tuple[Tensor, Tensor]]
@@ -31,6 +36,8 @@ class Scoring:
     #: Training images; empty where the criterion does not ask for them.
     batches: Batches = ()
     seed: int = 0
+    #: What the network is trained for; by default logits against the labels.
+    objective: Objective = CROSS_ENTROPY
 
     def leader_weight(self, index: int) -> Tensor:
         """Give the filters of a group's leader, [positions, ...]."""
@@ -59,6 +66,21 @@ class Scoring:
 
 #: One score for each channel of each group, [C] each.
 Criterion = Callable[[Scoring], list[Tensor]]
+
+CriterionT = TypeVar("CriterionT", bound=Criterion)
+
+
+def needs_images(criterion: CriterionT) -> CriterionT:
+    """Mark a criterion that looks at training images."""
+    criterion.needs_images = True  # type: ignore[attr-defined]
+    return criterion
+
+
+def takes_images(criterion: str | Criterion) -> bool:
+    """Return whether a criterion looks at training images, so that it must be given some."""
+    if isinstance(criterion, str):
+        criterion = CRITERIA[criterion]
+    return getattr(criterion, "needs_images", False)
 
 
 def l1(scoring: Scoring) -> list[Tensor]:
@@ -103,6 +125,7 @@ def bn_scale(scoring: Scoring) -> list[Tensor]:
     return [total / count for total, count in zip(sums, counts, strict=True)]
 
 
+@needs_images
 def taylor(scoring: Scoring) -> list[Tensor]:
     """First-order estimate of how much the loss changes without a channel.
 
@@ -121,7 +144,7 @@ def taylor(scoring: Scoring) -> list[Tensor]:
             weight.requires_grad_(True)
         for images, labels in scoring.batches:
             with torch.enable_grad():
-                loss = functional.cross_entropy(scoring.model(images), labels)
+                loss = scoring.objective.loss(scoring.model(images), labels)
                 gradients = torch.autograd.grad(loss, weights)
             for index, (weight, gradient) in enumerate(zip(weights, gradients, strict=True)):
                 change = (weight.detach() * gradient).flatten(1).sum(dim=1)
@@ -143,31 +166,23 @@ def random(scoring: Scoring) -> list[Tensor]:
     ]
 
 
-#: By the name that `--criterion` takes.
-CRITERIA: dict[CriterionName, Criterion] = {
-    "l1": l1,
-    "l2": l2,
-    "bn-scale": bn_scale,
-    "taylor": taylor,
-    "random": random,
-}
-
-
 def rank_channels(
     model: nn.Module,
     dependencies: Dependencies,
     criterion: str | Criterion = "l1",
     batches: Batches = (),
     seed: int = 0,
+    objective: Objective = CROSS_ENTROPY,
 ) -> list[Tensor]:
     """Rank the channels of each group.
 
     Args:
         model: the unpruned network, which is left as it is.
         dependencies: its groups.
-        criterion: one of `CRITERIA` by name, or a callable.
-        batches: training images and labels, on the model's device; only `taylor` needs them.
+        criterion: the name of one in `CRITERIA`, or a callable.
+        batches: training images and labels, on the model's device, for criteria that look at them.
         seed: of `random`.
+        objective: what the network is trained for.
 
     Returns:
         For each group its channels, [C], those to keep longest first. Equal scores keep the
@@ -175,15 +190,13 @@ def rank_channels(
 
     Raises:
         StrategyError: if there is no such criterion, or it cannot be had of this network.
-        ValueError: if `taylor` is given no batches.
+        ValueError: if a criterion that needs batches is given none.
     """
     if isinstance(criterion, str):
-        if criterion not in CRITERIA:
-            raise StrategyError(unknown_name("criterion", criterion, CRITERIA))
         criterion = CRITERIA[criterion]
-    if criterion is taylor and not batches:
-        raise ValueError("The Taylor criterion needs batches to compute gradients on.")
-    scores = criterion(Scoring(model, dependencies, batches, seed))
+    if takes_images(criterion) and not batches:
+        raise ValueError("This criterion looks at images; give batches.")
+    scores = criterion(Scoring(model, dependencies, batches, seed, objective))
     return [torch.sort(score, descending=True, stable=True).indices for score in scores]
 
 

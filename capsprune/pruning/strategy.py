@@ -8,13 +8,13 @@ from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from capsprune.bounds import MAX_ENTRIES, ChannelCount, Name, what_is_wrong
 from capsprune.errors import StrategyError, unknown_name
 from capsprune.files import BadFileError, read_json
 from capsprune.pruning.groups import Dependencies
-from capsprune.pruning.names import CriterionName
+from capsprune.pruning.names import CRITERIA
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Strategy:
     fractions: dict[str, float]
     #: Channels are kept in multiples of this.
     round_to: int = 1
-    #: Which channels of a group go first, of `capsprune.pruning.criteria.CRITERIA`.
+    #: Which channels of a group go first, of `capsprune.pruning.names.CRITERIA`.
     criterion: str = "l1"
 
     def array(self, dependencies: Dependencies) -> NDArray[np.float64]:
@@ -105,6 +105,12 @@ def kept_channels(
     return np.clip(kept, np.minimum(step, channels), channels)
 
 
+def _known_criterion(name: str) -> str:
+    if name not in CRITERIA:
+        raise ValueError(f"it should be one of {', '.join(CRITERIA)}")
+    return name
+
+
 class _StrategyFile(BaseModel):
     """What stands in a strategy.json, as `Strategy.to_dict` writes it."""
 
@@ -116,7 +122,7 @@ class _StrategyFile(BaseModel):
         dict[Name, Annotated[float, Field(ge=0, lt=1)]], Field(max_length=MAX_ENTRIES)
     ]
     round_to: ChannelCount = 1
-    criterion: CriterionName = "l1"
+    criterion: Annotated[Name, AfterValidator(_known_criterion)] = "l1"
 
 
 def read_strategy(path: Path, model: str | None) -> Strategy:

@@ -1,13 +1,15 @@
-import typing
-
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from torch.nn import functional
 
 from capsprune.errors import StrategyError
-from capsprune.pruning.criteria import CRITERIA, Scoring, l1_ranking, rank_channels
+from capsprune.pruning.criteria import Scoring, l1_ranking, rank_channels
+from capsprune.pruning.names import CRITERIA
+from capsprune.pruning.strategy import Strategy
 from capsprune.recipe import PruneOptions
+from capsprune.training.objective import Objective
 
 
 def batches(tiny, count=2):
@@ -105,11 +107,39 @@ def test_what_cannot_be_had_is_refused(make_flat, tiny):
         rank_channels(flat.model, flat.dependencies, "bn-scale")
     with pytest.raises(StrategyError, match="taylor"):
         rank_channels(tiny.model, tiny.dependencies, "tayler")
-    with pytest.raises(ValueError, match="needs batches"):
+    with pytest.raises(ValueError, match="give batches"):
         rank_channels(tiny.model, tiny.dependencies, "taylor")
 
 
-def test_the_command_line_knows_the_same_names():
-    annotation = PruneOptions.model_fields["criterion"].annotation
-    names, _ = typing.get_args(annotation)
-    assert typing.get_args(names) == tuple(CRITERIA)
+def test_a_criterion_from_outside_is_named_like_any(tiny):
+    @CRITERIA.register("last-first", "the order backwards")
+    def last_first(scoring):
+        return [torch.arange(count) for count in scoring.dependencies.channels]
+
+    rankings = rank_channels(tiny.model, tiny.dependencies, "last-first")
+    assert rankings[1].tolist() == list(range(23, -1, -1))
+    assert PruneOptions(criterion="last-first").criterion == "last-first"
+    assert "last-first (the order backwards)" in CRITERIA.help()
+    assert Strategy("tiny", 0.5, {"stem": 0.5}, criterion="last-first").criterion in CRITERIA
+
+
+def test_python_callers_give_a_callable_as_an_option():
+    def nameless(scoring):
+        return [torch.arange(count) for count in scoring.dependencies.channels]
+
+    name = PruneOptions(criterion=nameless).criterion
+    assert name.endswith("nameless") and CRITERIA[name] is nameless
+    with pytest.raises(StrategyError, match="Unknown criterion 'tayler'; did you mean taylor"):
+        PruneOptions(criterion="tayler")
+    with pytest.raises(ValidationError, match="valid string"):
+        PruneOptions(criterion=1)
+
+
+def test_taylor_takes_the_networks_own_loss(tiny):
+    doubled = Objective(
+        loss=lambda outputs, labels: 2 * functional.cross_entropy(outputs, labels),
+        scores=lambda outputs: outputs,
+    )
+    given = Scoring(tiny.model, tiny.dependencies, batches(tiny), objective=doubled)
+    for twice, once in zip(CRITERIA["taylor"](given), scores("taylor", tiny), strict=True):
+        assert torch.allclose(twice, 4 * once, rtol=1e-4)
