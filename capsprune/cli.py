@@ -1,7 +1,7 @@
 """The command line: parse, call one stage, print.
 
 There is no logic here, and no heavy import before a command needs it. The options of a command are
-the fields of its model in `capsprune.recipe`.
+the fields of its model in `capsprune.options`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import typer.core
 from capsprune import __version__, interrupts
 from capsprune.errors import Interrupted
 from capsprune.files import dump_json
-from capsprune.recipe import (
+from capsprune.options import (
     AnalyseOptions,
     AttachCapsOptions,
     AttachLinearOptions,
@@ -37,8 +37,8 @@ from capsprune.recipe import (
     SessionOptions,
     TrainOptions,
     parse_options,
-    read_recipe,
 )
+from capsprune.recipe import read_recipe
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo

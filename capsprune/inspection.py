@@ -12,12 +12,12 @@ from capsprune.capsules import CapsuleNetwork
 from capsprune.capsules.cost import primary_macs, routing_macs
 from capsprune.checkpoint import Checkpoint, load_checkpoint
 from capsprune.errors import RunError
+from capsprune.options import DEFAULT_D1, DEFAULT_D2, DEFAULT_ITERATIONS, InspectOptions
 from capsprune.pruning.cost import count_macs, count_parameters
 from capsprune.pruning.criteria import l1_ranking
 from capsprune.pruning.groups import find_groups
 from capsprune.pruning.shrink import shrink
 from capsprune.pruning.strategy import read_strategy
-from capsprune.recipe import DEFAULT_D1, DEFAULT_D2, DEFAULT_ITERATIONS, InspectOptions
 from capsprune.run import Run, StageName
 
 #: Passes of the trunk in a training step, as the paper counts: forward, and twice that backward.

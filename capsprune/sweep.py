@@ -12,7 +12,7 @@ from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 from capsprune.bounds import FilePath, Seed, Text
 from capsprune.errors import CapspruneError
 from capsprune.files import BadFileError, dump_json, make_folder, read_json, write_text
-from capsprune.recipe import (
+from capsprune.options import (
     AnalyseOptions,
     BatchSize,
     ExportOptions,
@@ -22,11 +22,10 @@ from capsprune.recipe import (
     PositiveEpochs,
     Precision,
     ProfileOptions,
-    Recipe,
     RecipeError,
     parse_options,
-    read_yaml,
 )
+from capsprune.recipe import Recipe, read_yaml
 from capsprune.run import Run, StageName, check_name, is_run, list_readable, list_runs
 
 TrunkKind = Literal["frozen", "finetuned"]

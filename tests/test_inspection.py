@@ -7,7 +7,7 @@ from capsprune.backbones.trunk import trunk_of, trunk_output
 from capsprune.capsules import CapsuleNetwork
 from capsprune.errors import ModelError
 from capsprune.inspection import inspect_model
-from capsprune.recipe import InspectOptions
+from capsprune.options import InspectOptions
 
 
 def counted(network, size):

@@ -6,7 +6,7 @@ import pytest
 from test_plain_yaml import HOSTILE
 
 from capsprune.errors import CapspruneError
-from capsprune.recipe import (
+from capsprune.options import (
     AnalyseOptions,
     AttachCapsOptions,
     EvaluateOptions,
@@ -15,14 +15,13 @@ from capsprune.recipe import (
     InspectOptions,
     ProfileOptions,
     PruneOptions,
-    Recipe,
     RecipeError,
     RunOptions,
     SessionOptions,
     TrainOptions,
     parse_options,
-    read_recipe,
 )
+from capsprune.recipe import Recipe, read_recipe
 from capsprune.sweep import read_sweep_recipe
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"

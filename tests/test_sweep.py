@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 
 from capsprune.errors import CapspruneError
-from capsprune.recipe import RecipeError, read_recipe
+from capsprune.options import RecipeError
+from capsprune.recipe import read_recipe
 from capsprune.run import open_run
 from capsprune.sweep import (
     GridCell,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from capsprune.recipe import DEFAULT_ROUND_TO
+from capsprune.options import DEFAULT_ROUND_TO
 
 #: As `capsprune.pruning.shrink.layer_channels` gives them.
 Channels = Mapping[str, Mapping[str, int]]

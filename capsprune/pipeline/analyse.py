@@ -19,11 +19,11 @@ from capsprune.data.images import ImageSet
 from capsprune.data.preprocessing import Preprocessing
 from capsprune.errors import RunError
 from capsprune.files import dump_json
+from capsprune.options import AnalyseOptions
 from capsprune.pipeline.fitting import objective_of
 from capsprune.pipeline.heads import load_classes
 from capsprune.pipeline.session import EVALUATION_BATCH, Session
 from capsprune.pipeline.stage import Stage
-from capsprune.recipe import AnalyseOptions
 from capsprune.run import StageRecord
 
 

@@ -7,10 +7,10 @@ import torch
 from capsprune.backbones.trunk import trunk_output
 from capsprune.capsules import CapsuleNetwork
 from capsprune.checkpoint import load_checkpoint
+from capsprune.options import DEFAULT_D1, AttachCapsOptions
 from capsprune.pipeline.heads import load_classes, train_head, trunk_source
 from capsprune.pipeline.session import Session
 from capsprune.pipeline.stage import Stage
-from capsprune.recipe import DEFAULT_D1, AttachCapsOptions
 from capsprune.run import StageRecord
 
 

@@ -7,10 +7,10 @@ import torch
 from capsprune.backbones.headed import LinearNetwork
 from capsprune.backbones.trunk import trunk_output
 from capsprune.checkpoint import load_checkpoint
+from capsprune.options import AttachLinearOptions
 from capsprune.pipeline.heads import load_classes, train_head, trunk_source
 from capsprune.pipeline.session import Session
 from capsprune.pipeline.stage import Stage
-from capsprune.recipe import AttachLinearOptions
 from capsprune.run import StageRecord
 
 

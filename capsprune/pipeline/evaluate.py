@@ -6,9 +6,9 @@ from typing import Any
 
 from capsprune.checkpoint import load_checkpoint
 from capsprune.errors import RunError
+from capsprune.options import EvaluateOptions
 from capsprune.pipeline.fitting import score_network
 from capsprune.pipeline.session import Session
-from capsprune.recipe import EvaluateOptions
 from capsprune.run import StageName
 
 #: Stages that leave a checkpoint, in the order in which they are done.

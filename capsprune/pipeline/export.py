@@ -15,10 +15,10 @@ from capsprune.data.transforms import EvaluationTransform
 from capsprune.errors import DataError, ExportError
 from capsprune.export import export_onnx
 from capsprune.files import dump_json, replacing
+from capsprune.options import ExportOptions
 from capsprune.pipeline.session import Session
 from capsprune.pipeline.stage import Stage
 from capsprune.provenance import random_images, read_verification, verification_images
-from capsprune.recipe import ExportOptions
 
 
 def export(options: ExportOptions, session: Session) -> dict[str, Any]:

@@ -18,10 +18,10 @@ from capsprune.data.names import data_set
 from capsprune.data.sources import DataSplits
 from capsprune.errors import RunError
 from capsprune.inspection import checkpoint_costs
+from capsprune.options import AnalyseOptions, HeadOptions
 from capsprune.pipeline.fitting import fit_network, score_network, score_summary
 from capsprune.pipeline.session import Session
 from capsprune.pipeline.stage import Stage
-from capsprune.recipe import AnalyseOptions, HeadOptions
 from capsprune.run import StageRecord
 
 

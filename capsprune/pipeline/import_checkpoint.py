@@ -13,6 +13,7 @@ from capsprune.checkpoint import Checkpoint, DataDescription, describe
 from capsprune.data.names import data_set
 from capsprune.files import dump_json
 from capsprune.inspection import checkpoint_costs
+from capsprune.options import ImportOptions
 from capsprune.pipeline.baseline import require_baseline
 from capsprune.pipeline.fitting import score_network, score_summary
 from capsprune.pipeline.prunable import Prunable
@@ -20,7 +21,6 @@ from capsprune.pipeline.session import Session
 from capsprune.pipeline.stage import Stage
 from capsprune.pruning.rebuild import rebuild
 from capsprune.pruning.strategy import Strategy
-from capsprune.recipe import ImportOptions
 from capsprune.run import StageRecord
 from capsprune.training.fit import History
 

@@ -16,12 +16,12 @@ from capsprune.capsules import CapsuleNetwork
 from capsprune.checkpoint import CapsuleHead, Checkpoint, describe_like, load_checkpoint
 from capsprune.files import dump_json
 from capsprune.inspection import checkpoint_costs
+from capsprune.options import ProfileOptions
 from capsprune.pipeline.alignment import odd_counts
 from capsprune.pipeline.export import export_checkpoint, find_images
 from capsprune.pipeline.session import Session
 from capsprune.pipeline.stage import Stage
 from capsprune.progress import Progress
-from capsprune.recipe import ProfileOptions
 from capsprune.run import StageRecord
 from capsprune.runtime.profile import Measurement, profile_variants
 from capsprune.runtime.sessions import resolve_provider

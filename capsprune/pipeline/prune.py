@@ -12,6 +12,7 @@ from capsprune.data.names import data_set
 from capsprune.errors import RunError
 from capsprune.files import dump_json
 from capsprune.inspection import checkpoint_costs
+from capsprune.options import PruneOptions, TrainOptions
 from capsprune.pipeline.alignment import odd_counts
 from capsprune.pipeline.baseline import require_baseline
 from capsprune.pipeline.fitting import fit_network, score_network, score_summary
@@ -34,7 +35,6 @@ from capsprune.pruning.groups import Dependencies
 from capsprune.pruning.shrink import layer_channels, shrink
 from capsprune.pruning.space import SearchSpace
 from capsprune.pruning.strategy import Strategy, read_strategy
-from capsprune.recipe import PruneOptions, TrainOptions
 from capsprune.run import StageRecord
 
 

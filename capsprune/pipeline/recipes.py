@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from capsprune.options import Options
 from capsprune.pipeline.analyse import analyse
 from capsprune.pipeline.attach_caps import attach_caps
 from capsprune.pipeline.attach_linear import attach_linear
@@ -13,7 +14,7 @@ from capsprune.pipeline.profile import profile
 from capsprune.pipeline.prune import prune
 from capsprune.pipeline.session import Session
 from capsprune.pipeline.train import train
-from capsprune.recipe import Options, Recipe
+from capsprune.recipe import Recipe
 from capsprune.run import StageName, StageRecord
 
 #: In the order in which they are done.

@@ -19,6 +19,7 @@ from capsprune.data.preprocessing import Preprocessing
 from capsprune.data.sources import DataSplits
 from capsprune.errors import StrategyError
 from capsprune.files import read_json, read_text, write_text
+from capsprune.options import PruneOptions
 from capsprune.pipeline.prunable import Prunable
 from capsprune.pipeline.session import Session
 from capsprune.pipeline.stage import Stage
@@ -31,7 +32,6 @@ from capsprune.pruning.search import SearchResult, search
 from capsprune.pruning.shrink import shrink
 from capsprune.pruning.space import Bottleneck, SearchSpace
 from capsprune.pruning.study import Study
-from capsprune.recipe import PruneOptions
 
 #: Held-out training images that score a candidate, at most.
 _SCORING_IMAGES = 2000

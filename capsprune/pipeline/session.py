@@ -25,9 +25,9 @@ from capsprune.data.sources import DataSplits, load_data
 from capsprune.data.splits import Split
 from capsprune.data.transforms import EvaluationTransform
 from capsprune.errors import RunError
+from capsprune.options import ImportOptions, TrainOptions
 from capsprune.progress import Progress
 from capsprune.provenance import provenance_of_weights, read_provenance
-from capsprune.recipe import ImportOptions, TrainOptions
 from capsprune.run import Run, StageName
 from capsprune.training.device import make_fabric
 

@@ -16,9 +16,7 @@ from capsprune.data.names import written_path
 from capsprune.data.sources import DataSplits
 from capsprune.data.splits import Split
 from capsprune.errors import CapspruneError, CheckpointError, RunError
-from capsprune.pipeline.session import Session
-from capsprune.provenance import verification_images, write_provenance
-from capsprune.recipe import (
+from capsprune.options import (
     AnalyseOptions,
     HeadOptions,
     ImportOptions,
@@ -27,6 +25,8 @@ from capsprune.recipe import (
     TrainOptions,
     parse_options,
 )
+from capsprune.pipeline.session import Session
+from capsprune.provenance import verification_images, write_provenance
 from capsprune.run import STAGES, StageName, StageRecord
 from capsprune.training.fit import History
 

@@ -14,6 +14,7 @@ import torch
 from capsprune.checkpoint import load_checkpoint, verify_checkpoint
 from capsprune.errors import CapspruneError
 from capsprune.files import dump_json, read_json, scratch, write_text
+from capsprune.options import ImportOptions
 from capsprune.pipeline.analyse import analyse
 from capsprune.pipeline.attach_caps import attach_caps
 from capsprune.pipeline.attach_linear import attach_linear
@@ -25,7 +26,7 @@ from capsprune.pipeline.prune import prune
 from capsprune.pipeline.session import Session
 from capsprune.pipeline.train import train
 from capsprune.progress import Progress
-from capsprune.recipe import ImportOptions, Recipe
+from capsprune.recipe import Recipe
 from capsprune.run import Run, StageName, open_run, read_run
 from capsprune.runtime.profile import profile_variants
 from capsprune.runtime.sessions import resolve_provider

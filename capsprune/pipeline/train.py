@@ -11,10 +11,10 @@ from capsprune.backbones.weights import NO_FILES, initialise
 from capsprune.checkpoint import Checkpoint, DataDescription, describe
 from capsprune.data.names import data_set
 from capsprune.inspection import checkpoint_costs
+from capsprune.options import TrainOptions
 from capsprune.pipeline.fitting import fit_network, score_network, score_summary
 from capsprune.pipeline.session import Session
 from capsprune.pipeline.stage import Stage, content_of
-from capsprune.recipe import TrainOptions
 from capsprune.run import StageRecord
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from cli_runner import SMALL_PRUNE, SMALL_TRAIN, call
 
+from capsprune.options import PruneOptions
 from capsprune.pipeline.searching import read_measured_flops
-from capsprune.recipe import PruneOptions
 from capsprune.run import Run, open_run
 
 DAMAGE = [b"", b"\x80\x02half", b"[1, 2", b"[" * 100_000, b"null", b"{}", b"\xff\xfe", b"[]"]

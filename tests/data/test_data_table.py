@@ -15,9 +15,9 @@ from capsprune.data.source import DataSet, Request, Source
 from capsprune.data.sources import load_data
 from capsprune.data.transforms import TrainingTransform
 from capsprune.errors import DataError
+from capsprune.options import TrainOptions, parse_options
 from capsprune.pipeline.session import Session
 from capsprune.pipeline.train import train
-from capsprune.recipe import TrainOptions, parse_options
 from capsprune.run import open_run
 from capsprune.schedule import LONG, Schedule
 

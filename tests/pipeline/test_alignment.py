@@ -1,7 +1,7 @@
 import pytest
 
+from capsprune.options import PruneOptions
 from capsprune.pipeline.alignment import odd_counts
-from capsprune.recipe import PruneOptions
 
 UNPRUNED = {
     "conv1": {"in": 3, "out": 64},

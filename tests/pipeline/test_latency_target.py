@@ -4,11 +4,11 @@ import pytest
 from torch import nn
 
 from capsprune.backbones.registry import backbone_arguments, build_backbone
+from capsprune.options import PruneOptions
 from capsprune.pipeline import searching
 from capsprune.pipeline.prunable import Prunable
 from capsprune.pipeline.session import Session
 from capsprune.pruning.space import SearchSpace
-from capsprune.recipe import PruneOptions
 from capsprune.run import open_run
 
 

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from capsprune.errors import Interrupted
+from capsprune.options import Options, parse_options
 from capsprune.pipeline import recipes
 from capsprune.pipeline.session import Session
-from capsprune.recipe import Options, Recipe, parse_options
+from capsprune.recipe import Recipe
 from capsprune.run import Run, StageName, open_run
 
 RECIPE = parse_options(Recipe, {"name": "r", "train": {"model": "resnet18"}, "profile": None})

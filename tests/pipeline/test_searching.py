@@ -4,8 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from capsprune.options import PruneOptions
 from capsprune.pipeline.searching import _open_study
-from capsprune.recipe import PruneOptions
 
 
 @pytest.fixture

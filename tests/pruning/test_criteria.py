@@ -5,10 +5,10 @@ from pydantic import ValidationError
 from torch.nn import functional
 
 from capsprune.errors import StrategyError
+from capsprune.options import PruneOptions
 from capsprune.pruning.criteria import Scoring, l1_ranking, rank_channels
 from capsprune.pruning.names import CRITERIA
 from capsprune.pruning.strategy import Strategy
-from capsprune.recipe import PruneOptions
 from capsprune.training.objective import Objective
 
 

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from capsprune.errors import StrategyError
+from capsprune.options import PruneOptions
 from capsprune.pruning.names import SAMPLERS
 from capsprune.pruning.samplers import make_sampler
 from capsprune.pruning.space import SearchSpace
-from capsprune.recipe import PruneOptions
 
 LEARNING = ("tpe", "cmaes", "evolution")
 

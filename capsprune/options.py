@@ -1,0 +1,510 @@
+"""The options of every command, which are a recipe's fields and the arguments of Python too."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_args
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from capsprune.backbones.registry import backbone
+from capsprune.bounds import (
+    MAX_BATCH,
+    MAX_CANDIDATES,
+    MAX_COUNT,
+    MAX_EPOCHS,
+    MAX_LEARNING_RATE,
+    MAX_REPEATS,
+    MAX_WORKERS,
+    CapsuleSize,
+    ChannelCount,
+    ClassCount,
+    FilePath,
+    ImageSize,
+    IterationCount,
+    Name,
+    Seed,
+    Text,
+    cut,
+    requirement,
+    shown,
+)
+from capsprune.data.names import DATA_SETS, known_data_set
+from capsprune.errors import CapspruneError
+from capsprune.pruning.names import CRITERIA, SamplerName
+from capsprune.tables import Table
+
+
+class RecipeError(CapspruneError):
+    """An option or a recipe's field is unknown, missing, or out of range."""
+
+
+def _model_name(name: str) -> str:
+    backbone(name)
+    return name
+
+
+def _data_name(name: str) -> str:
+    return known_data_set(name)
+
+
+def _numbers(value: Any) -> Any:
+    """Read "1,32" as (1, 32)."""
+    if isinstance(value, int):
+        return (value,)
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    return value
+
+
+def _value_range(value: Any) -> Any:
+    """Read "0,4095" as (0, 4095)."""
+    numbers = _numbers(value)
+    if isinstance(value, str) and len(numbers) != 2:
+        raise ValueError("it should be two numbers, such as 0,4095")
+    return numbers
+
+
+def _ascending(value_range: tuple[float, float]) -> tuple[float, float]:
+    from capsprune.data.decoding import check_value_range  # which takes Pillow to import
+
+    return check_value_range(value_range)
+
+
+def _colour(colour: str) -> str:
+    from capsprune.data.decoding import check_colour
+
+    return check_colour(colour)
+
+
+def _entry_of(table: Table[Any]) -> Callable[[Any], Any]:
+    """Take the name of an entry, or from Python callers a callable, which is named and added."""
+    return lambda value: table.name_of(value) if callable(value) else value
+
+
+def _none_for(default: float) -> Callable[[Any], Any]:
+    """Write an option at its default as one that is left open, so that both compare equal."""
+    return lambda value: None if value == default else value
+
+
+def _hyphenated(name: str) -> str:
+    return name.replace("_", "-")
+
+
+ModelName = Annotated[Name, AfterValidator(_model_name)]
+DataName = Annotated[Text, AfterValidator(_data_name)]
+CriterionName = Annotated[
+    Name, BeforeValidator(_entry_of(CRITERIA)), AfterValidator(CRITERIA.check)
+]
+Epochs = Annotated[int, Field(ge=0, le=MAX_EPOCHS)]
+PositiveEpochs = Annotated[int, Field(ge=1, le=MAX_EPOCHS)]
+PositiveBatch = Annotated[int, Field(ge=1, le=MAX_BATCH)]
+PositiveCount = Annotated[int, Field(ge=1, le=MAX_COUNT)]
+CandidateCount = Annotated[int, Field(ge=1, le=MAX_CANDIDATES)]
+Ratio = Annotated[float, Field(gt=0, lt=1)]
+Part = Annotated[float, Field(gt=0, le=1)]
+
+Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
+
+# Options that several stages take.
+DataRoot = Annotated[
+    FilePath | None,
+    Field(
+        description="Where data sets lie; of an imagefolder that was moved, the folder itself. "
+        "[default: where the run found them, else $CAPSPRUNE_DATA or ~/.cache/capsprune/data]"
+    ),
+]
+SplitSeed = Annotated[
+    Seed | None,
+    AfterValidator(_none_for(0)),
+    Field(
+        description="Seed of the test images, which do not hang on --seed. [default: those that "
+        "the data set always has here]"
+    ),
+]
+TrainingPart = Annotated[
+    Part | None,
+    AfterValidator(_none_for(1)),
+    Field(
+        description="Part of the training images to use, here and in the stages that follow. "
+        "[default: all]"
+    ),
+]
+ValueRange = Annotated[
+    Annotated[tuple[float, float], BeforeValidator(_value_range), AfterValidator(_ascending)]
+    | None,
+    Field(
+        description="Values of images of more than 8 bits a pixel that become black and white, "
+        "here and in the stages that follow. [default: least and greatest of all images, unless "
+        "they fill 16 bits]"
+    ),
+]
+Background = Annotated[
+    Annotated[str, AfterValidator(_colour)] | None,
+    Field(description="Colour that transparent images are shown on, likewise. [default: white]"),
+]
+LearningRate = Annotated[
+    Annotated[float, Field(gt=0, le=MAX_LEARNING_RATE)] | None,
+    Field(description="Learning rate. [default: by data set]"),
+]
+BatchSize = Annotated[
+    Annotated[int, Field(ge=2, le=MAX_BATCH)] | None,
+    Field(description="Images a step. [default: by data set]"),
+]
+Freeze = Annotated[
+    bool,
+    Field(
+        description="Train the head alone, or finetune the trunk too.",
+        json_schema_extra={"flags": "--freeze/--finetune"},
+    ),
+]
+Ema = Annotated[
+    bool,
+    Field(
+        description="Of a file that holds both the weights as trained and a moving average (EMA, "
+        "SWA) of them, take the average, not the former. What there is alone is taken anyway.",
+        json_schema_extra={"flags": "--ema"},
+    ),
+]
+DEFAULT_D1, DEFAULT_D2, DEFAULT_ITERATIONS = 8, 16, 3
+#: Processors compute so many channels at a time, or a multiple.
+DEFAULT_ROUND_TO = 8
+Iterations = Annotated[IterationCount, Field(description="Routing iterations.")]
+PrimarySize = Annotated[CapsuleSize, Field(description="Values in a primary capsule.")]
+OutputSize = Annotated[CapsuleSize, Field(description="Values in an output capsule.")]
+
+#: Marks a field that the command line takes by position.
+POSITIONAL: dict[str, Any] = {"positional": True}
+
+
+class Options(BaseModel):
+    """Options of one stage."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        alias_generator=_hyphenated,
+        populate_by_name=True,
+        # Schemas are built where options are parsed: the help text needs none.
+        defer_build=True,
+    )
+
+
+class TrainOptions(Options):
+    """Options of `train`: the baseline, an unpruned backbone with its linear classifier."""
+
+    model: ModelName = Field(description="Backbone, such as resnet50 or mobilenet_v1.")
+    data: DataName = Field("digits", description=f"Data set: {DATA_SETS.help()}.")
+    data_root: DataRoot = None
+    image_size: ImageSize | None = Field(
+        None, description="Pixels a side shown to the network. [default: by data set]"
+    )
+    part: TrainingPart = None
+    split_seed: SplitSeed = None
+    value_range: ValueRange = None
+    background: Background = None
+    weights: Text = Field("auto", description="Starting weights: auto, imagenet, none, or a file.")
+    ema: Ema = False
+    epochs: Epochs | None = Field(
+        None, description="Epochs; 0 keeps the starting weights. [default: by data set]"
+    )
+    lr: LearningRate = None
+    batch_size: BatchSize = None
+
+
+class PruneOptions(Options):
+    """Options of `prune`: search for a strategy, shrink, fine-tune."""
+
+    model: ModelName | None = Field(
+        None, description="Backbone to train first where the run has no baseline."
+    )
+    data: DataName | None = Field(
+        None, description="Data set, likewise. [default: the baseline's, else digits]"
+    )
+    data_root: DataRoot = None
+    image_size: ImageSize | None = Field(
+        None, description="Pixels a side, likewise. [default: the baseline's, else by data set]"
+    )
+    value_range: ValueRange = None
+    background: Background = None
+    split_seed: Seed | None = Field(
+        None, description="Seed of the test images, likewise. [default: the baseline's]"
+    )
+    flops: Part | None = Field(
+        None,
+        description="FLOPs (multiply-accumulates) that remain, as a part of the unpruned; 1 "
+        "removes nothing, to compare with. [default: 0.5 where no other size is given]",
+    )
+    params: Ratio | None = Field(
+        None,
+        description="Parameters that remain, likewise. With --flops, neither is passed and one of "
+        "them is met.",
+    )
+    primary_caps: PositiveCount | None = Field(
+        None, description="Primary capsules that the pruned trunk will have: S / D1, rounded down."
+    )
+    d1: PrimarySize = DEFAULT_D1
+    latency: Annotated[float, Field(gt=0, le=MAX_COUNT)] | None = Field(
+        None,
+        description="Most milliseconds for one image, measured on this machine in ONNX Runtime.",
+    )
+    candidates: CandidateCount = Field(40, description="Strategies to try.")
+    sampler: SamplerName = Field(
+        "random",
+        description="Who proposes strategies: eagleeye (blind draws), random (blind draws, moved "
+        "onto the target where they miss it), or tpe, cmaes, evolution, which learn from scores.",
+    )
+    reduction_factor: CandidateCount | None = Field(
+        None,
+        description="Successive halving: try all candidates on few batches, then the best one in "
+        "this many on that many times as many, and so on; 1 tries each in full. [default: 4 from "
+        "100 candidates on, else 1]",
+    )
+    criterion: CriterionName | None = Field(
+        None,
+        description=f"Which channels of a group go first: {CRITERIA.help()}. [default: the "
+        "strategy's, else l1]",
+    )
+    max_rate: Ratio | None = Field(
+        None, description="Most of a group that a strategy removes. [default: by the target]"
+    )
+    round_to: ChannelCount = Field(
+        DEFAULT_ROUND_TO,
+        description="Keep channels in multiples of this: other counts save FLOPs and little time.",
+    )
+    bn_batches: PositiveCount = Field(
+        20, description="Training batches from which a candidate's BN statistics are recomputed."
+    )
+    workers: Annotated[int, Field(ge=1, le=MAX_WORKERS)] = Field(
+        1, description="Processes that try candidates."
+    )
+    storage: Text | None = Field(
+        None,
+        description="Database for the candidates, such as postgresql://user@host/database, on "
+        "which several machines work with copies of this run. [default: a file in the run]",
+    )
+    strategy: FilePath | None = Field(
+        None, description="Apply this strategy.json instead of searching."
+    )
+    epochs: Epochs | None = Field(None, description="Epochs of fine-tuning. [default: by data set]")
+    lr: LearningRate = None
+    batch_size: BatchSize = None
+
+
+class ImportOptions(Options):
+    """Options of `import-checkpoint`: a backbone that was pruned elsewhere."""
+
+    checkpoint: FilePath = Field(
+        description="File with the state dict of a pruned backbone.", json_schema_extra=POSITIONAL
+    )
+    model: ModelName = Field(description="Backbone that was pruned, such as resnet50.")
+    ema: Ema = False
+    data: DataName = Field("digits", description=f"Data set to go on with: {DATA_SETS.help()}.")
+    data_root: DataRoot = None
+    image_size: ImageSize | None = Field(
+        None, description="Pixels a side shown to the network. [default: by data set]"
+    )
+    part: TrainingPart = None
+    value_range: ValueRange = None
+    background: Background = None
+    split_seed: SplitSeed = None
+
+
+class HeadOptions(Options):
+    """Options of both stages that put a head on the pruned trunk."""
+
+    checkpoint: FilePath | None = Field(
+        None,
+        description="Checkpoint of a backbone. [default: the run's pruned/]",
+        json_schema_extra=POSITIONAL,
+    )
+    data_root: DataRoot = None
+    freeze: Freeze = False
+    epochs: PositiveEpochs | None = Field(None, description="Epochs. [default: by data set]")
+    lr: LearningRate = None
+    batch_size: BatchSize = None
+
+
+class AttachCapsOptions(HeadOptions):
+    """Options of `attach-caps`: a capsule head on the pruned trunk, trained."""
+
+    iterations: Iterations = DEFAULT_ITERATIONS
+    d1: PrimarySize | None = Field(
+        None,
+        description="Values in a primary capsule. [default: as --d1 of prune said, else "
+        f"{DEFAULT_D1}]",
+    )
+    d2: OutputSize = DEFAULT_D2
+
+
+class AttachLinearOptions(HeadOptions):
+    """Options of `attach-linear`: one linear layer on the same trunk, to compare with."""
+
+
+class ExportOptions(Options):
+    """Options of `export`: one verified ONNX file."""
+
+    checkpoint: FilePath | None = Field(
+        None,
+        description="Checkpoint to export. [default: the run's caps/]",
+        json_schema_extra=POSITIONAL,
+    )
+    data_root: DataRoot = None
+    onnx: bool = Field(
+        True,
+        description="Write ONNX: the one format there is.",
+        json_schema_extra={"flags": "--onnx"},
+    )
+    output: FilePath | None = Field(
+        None, description="File to write. [default: onnx/model.onnx in the run]"
+    )
+    opset: Annotated[int, Field(ge=18, le=23)] = Field(18, description="ONNX operator set.")
+    inline: bool = Field(
+        False,
+        description="Write standard operators in place of the routing node, for runtimes that know "
+        "no model-local functions.",
+        json_schema_extra={"flags": "--inline"},
+    )
+
+
+class ProfileOptions(Options):
+    """Options of `profile`: latency, throughput and memory in ONNX Runtime."""
+
+    batch: Annotated[
+        tuple[PositiveBatch, ...], BeforeValidator(_numbers), Field(min_length=1, max_length=1000)
+    ] = Field((1, 32), description="Batch sizes, separated by commas.")
+    provider: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="Where to run: auto, cpu or cuda."
+    )
+    repeats: Annotated[int, Field(ge=1, le=MAX_REPEATS)] = Field(
+        30, description="Timed repeats of each measurement."
+    )
+
+
+class AnalyseOptions(Options):
+    """Options of `analyse`: what the capsules do, and how robust the network is."""
+
+    data_root: DataRoot = None
+    images: PositiveCount = Field(2000, description="Test images to use, at most.")
+
+
+class EvaluateOptions(Options):
+    """Options of `evaluate`: accuracy and loss of a checkpoint."""
+
+    checkpoint: FilePath | None = Field(
+        None,
+        description="Checkpoint. [default: what the run finished last]",
+        json_schema_extra=POSITIONAL,
+    )
+    data_root: DataRoot = None
+    split: Literal["test", "validation", "train"] = Field("test", description="Images to use.")
+    batch_size: PositiveBatch = Field(128, description="Images a step.")
+
+
+class InspectOptions(Options):
+    """Options of `inspect`: sizes and costs, without data or training."""
+
+    # Nothing but None says that an option was left open: a run's checkpoints have their own.
+    model: ModelName | None = Field(
+        None,
+        description="Backbone. [default: the strategy's; without one, the run's checkpoints are "
+        "inspected]",
+    )
+    strategy: FilePath | None = Field(None, description="Strategy to apply to the backbone.")
+    image_size: ImageSize | None = Field(None, description="Pixels a side. [default: 224]")
+    classes: ClassCount | None = Field(None, description="Number of classes. [default: 1000]")
+    freeze: bool | None = Field(
+        None,
+        description="Count the training of the head alone, or of the trunk too. [default: "
+        "finetune]",
+        json_schema_extra={"flags": "--freeze/--finetune"},
+    )
+    iterations: IterationCount | None = Field(
+        None, description=f"Routing iterations. [default: {DEFAULT_ITERATIONS}]"
+    )
+    d1: CapsuleSize | None = Field(
+        None, description=f"Values in a primary capsule. [default: {DEFAULT_D1}]"
+    )
+    d2: CapsuleSize | None = Field(
+        None, description=f"Values in an output capsule. [default: {DEFAULT_D2}]"
+    )
+
+
+class RunOptions(Options):
+    """Which run a command is about."""
+
+    run: Text = Field("default", description="Name of the run.")
+    runs_dir: FilePath = Field(Path("runs"), description="Folder that holds the runs.")
+
+
+class SessionOptions(RunOptions):
+    """Options that every stage takes."""
+
+    seed: Seed | None = Field(
+        None, description="Seed of everything random. [default: the run's, else 0]"
+    )
+    device: Text = Field("auto", description="auto, cpu, cuda, or cuda:N.")
+    overwrite: bool = Field(
+        False,
+        description="Do a finished stage again, replacing what it left.",
+        json_schema_extra={"flags": "--overwrite"},
+    )
+
+
+class ComputingOptions(SessionOptions):
+    """Options that every stage takes which trains a network, or shows it images."""
+
+    precision: Precision = Field(
+        "32-true", description="Precision of training; of inference, where nothing is trained."
+    )
+
+
+OptionsT = TypeVar("OptionsT", bound=Options)
+
+
+def parse_options(kind: type[OptionsT], values: dict[str, Any], where: str = "--") -> OptionsT:
+    """Make options out of plain values.
+
+    Args:
+        kind: which options.
+        values: by field name.
+        where: what stands before a field's name in messages: "--" on the command line, or the
+            name of the recipe and a colon.
+
+    Raises:
+        RecipeError: if a field is unknown, missing or out of range; one sentence for the first.
+        CapspruneError: if a model or data set is unknown.
+    """
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise RecipeError(_first_problem(kind, error, where)) from None
+
+
+def _first_problem(kind: type[Options], error: ValidationError, where: str) -> str:
+    # A misspelt field is also a missing one: the spelling is what to fix.
+    problems = error.errors()
+    problem = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
+    location = [cut(str(part), 40) for part in problem["loc"]]
+    owner: type[BaseModel] = kind
+    field = None
+    for part in location:
+        name = part.replace("-", "_")
+        field = owner.model_fields.get(name)
+        if field is None:
+            break
+        for inner in (field.annotation, *get_args(field.annotation)):  # X, or X | None
+            if isinstance(inner, type) and issubclass(inner, BaseModel):
+                owner = inner
+    names = [_hyphenated(part) for part in location if not part.isdigit() and part != "[key]"]
+    label = where + ".".join(names if where != "--" else names[:1])
+    if problem["type"] == "extra_forbidden":
+        known = sorted(_hyphenated(name) for name in owner.model_fields)
+        near = difflib.get_close_matches(names[-1], known, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}."
+        return f"{label} is no field of a recipe; {hint}"
+    if problem["type"] == "missing":
+        return f"{label} is missing; give it."
+    return f"{label} {shown(problem['input'])} is not accepted; {requirement(problem['msg'])}."
