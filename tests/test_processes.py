@@ -60,7 +60,8 @@ sys.path.append({tests!r})
 import torch
 torch.set_num_threads(1)
 from prunables import tiny_prunable
-from capsprune.pruning.evaluation import Evaluator, ProcessWorkers, Task
+from capsprune.pruning.evaluation import Evaluator, Task
+from capsprune.pruning.workers import ProcessWorkers
 import numpy as np
 print("main runs")
 tiny = tiny_prunable()

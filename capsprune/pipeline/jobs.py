@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
-import multiprocessing.connection
 import os
-import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 
 from capsprune.errors import CapspruneError, Interrupted
-from capsprune.processes import Child
+from capsprune.pool import Died, Event, Pool, Raised, Returned, Said, Seat
 from capsprune.progress import Progress, Update
 
 #: Seconds between two messages of a process about its progress.
 _INTERVAL = 0.3
+#: Seconds until the bar is drawn again though nothing happened.
+_REFRESH = 1.0
 
 
 @dataclass(frozen=True)
@@ -31,16 +29,6 @@ class Job:
     work: Callable[[Progress, int], None]
     #: Names of jobs that come first.
     needs: tuple[str, ...] = ()
-
-
-@dataclass
-class _Running:
-    job: Job
-    child: Child
-    place: int
-    #: None while it works; then "" or why it failed.
-    outcome: str | None = None
-    note: str = ""
 
 
 def run_jobs(
@@ -68,94 +56,86 @@ def run_jobs(
         Interrupted: if the user stops it; the processes are ended first.
     """
     threads = max(1, len(os.sched_getaffinity(0)) // count)
-    waiting, running, failed = list(jobs), list[_Running](), dict[str, str]()
+    waiting, failed = list(jobs), dict[str, str]()
+    notes: dict[str, str] = {}  # how far each is that is worked on
+
+    def end(job: Job, reason: str | None) -> None:
+        if reason is not None:
+            failed[job.name] = reason
+        on_end(job, reason)
+
     try:
-        with progress.bar(title) as bar:
-            while waiting or running:
+        with (
+            progress.bar(title) as bar,
+            Pool(_do, count, threads=threads, reuse=False) as pool,
+        ):
+            while waiting or pool.busy:
                 for job in list(waiting):
                     broken = next((need for need in job.needs if need in failed), None)
+                    unfinished = {*notes, *(other.name for other in waiting)}
                     if broken is not None:
                         waiting.remove(job)
-                        failed[job.name] = f"not begun, as {broken} failed"
-                        on_end(job, failed[job.name])
-                    elif len(running) < count and not _unfinished(job, waiting, running):
+                        end(job, f"not begun, as {broken} failed")
+                    elif pool.busy < count and unfinished.isdisjoint(job.needs):
                         waiting.remove(job)
-                        taken = {one.place for one in running}
-                        place = next(n for n in range(count) if n not in taken)
-                        child = Child(_work, job, place, threads)
-                        running.append(_Running(job, child, place))
-                done = len(jobs) - len(waiting) - len(running)
-                bar(done, len(jobs), "; ".join(_note(one) for one in running))
-                if running:
-                    _listen(running, progress)
-                for one in [one for one in running if one.outcome is not None]:
-                    running.remove(one)
-                    if one.outcome:
-                        failed[one.job.name] = one.outcome
-                        progress.say(f"{one.job.name} failed: {one.outcome}")
-                    on_end(one.job, one.outcome or None)
+                        notes[job.name] = ""
+                        pool.submit(job)
+                done = len(jobs) - len(waiting) - pool.busy
+                bar(done, len(jobs), "; ".join(": ".join(filter(None, n)) for n in notes.items()))
+                for job, event in pool.wait(_REFRESH):
+                    if isinstance(event, Said):
+                        _pass_on(job, event.message, progress, notes)
+                        continue
+                    del notes[job.name]
+                    reason = _reason(event)
+                    if reason is not None:
+                        progress.say(f"{job.name} failed: {reason}")
+                    end(job, reason)
             bar(len(jobs), len(jobs))
     except KeyboardInterrupt:
         raise Interrupted from None
-    finally:
-        for one in running:
-            one.child.terminate()
-        for one in running:
-            one.child.end()
     return failed
 
 
-def _unfinished(job: Job, waiting: Sequence[Job], running: Sequence[_Running]) -> bool:
-    names = {one.name for one in waiting} | {one.job.name for one in running}
-    return any(need in names for need in job.needs)
+def _pass_on(job: Job, message: tuple[str, str], progress: Progress, notes: dict[str, str]) -> None:
+    """Show what a job says."""
+    kind, text = message
+    if kind == "say":
+        progress.say(f"{job.name}: {text}")
+    elif kind == "detail":
+        progress.detail(f"{job.name}: {text}")
+    else:
+        notes[job.name] = text
 
 
-def _note(one: _Running) -> str:
-    return f"{one.job.name}: {one.note}" if one.note else one.job.name
+def _reason(event: Event) -> str | None:
+    """Why a job failed that has ended, or None."""
+    if isinstance(event, Died):
+        return (
+            f"its process ended with exit code {event.exit_code}, perhaps out of memory; give "
+            "fewer --jobs."
+        )
+    if isinstance(event, Raised):
+        return event.error
+    assert isinstance(event, Returned)
+    return None if event.value is None else str(event.value)
 
 
-def _listen(running: Sequence[_Running], progress: Progress) -> None:
-    """Take what the processes say, for a moment at least."""
-    ready = multiprocessing.connection.wait([one.child.pipe for one in running], timeout=1.0)
-    for one in running:
-        if one.child.pipe not in ready:
-            continue
-        try:
-            while one.outcome is None and one.child.pipe.poll():
-                kind, text = one.child.pipe.recv()
-                if kind == "say":
-                    progress.say(f"{one.job.name}: {text}")
-                elif kind == "detail":
-                    progress.detail(f"{one.job.name}: {text}")
-                elif kind == "note":
-                    one.note = text
-                else:
-                    one.outcome = text
-        except (EOFError, ConnectionError):
-            one.outcome = (
-                f"its process ended with exit code {one.child.wait()}, perhaps for want of "
-                "memory; give fewer --jobs."
-            )
-        if one.outcome is not None:
-            one.child.wait(30)
-            one.child.end()
-
-
-class PipeProgress(Progress):
+class SeatProgress(Progress):
     """Says what there is to say to the process that shows it."""
 
-    def __init__(self, pipe: Connection) -> None:
-        """Send to a pipe; the process ends when nobody is at the other side any more."""
-        self._pipe = pipe
+    def __init__(self, seat: Seat) -> None:
+        """Say it from a seat of a pool."""
+        self._seat = seat
         self._next = 0.0
 
     def say(self, text: str) -> None:
         """Send a line."""
-        self._send("say", text)
+        self._seat.say(("say", text))
 
     def detail(self, text: str) -> None:
         """Send a line for -v."""
-        self._send("detail", text)
+        self._seat.say(("detail", text))
 
     @contextmanager
     def bar(self, title: str) -> Iterator[Update]:
@@ -164,30 +144,19 @@ class PipeProgress(Progress):
         def update(done: int, total: int, note: str = "") -> None:
             if time.monotonic() >= self._next:
                 self._next = time.monotonic() + _INTERVAL
-                self._send("note", f"{title} {100 * done // max(total, 1)} %")
+                self._seat.say(("note", f"{title} {100 * done // max(total, 1)} %"))
 
         yield update
 
-    def _send(self, kind: str, text: str) -> None:
-        try:
-            self._pipe.send((kind, text))
-        except (BrokenPipeError, ConnectionError):
-            sys.exit(1)
 
-
-def _work(pipe: Connection, job: Job, place: int, threads: int) -> None:
-    """What a process does."""
-    import torch
-
-    torch.set_num_threads(threads)
-    progress = PipeProgress(pipe)
-    outcome = ""
+def _do(shared: None, job: Job, seat: Seat) -> str | None:
+    """Do a job in its process; gives why it failed, or None."""
+    progress = SeatProgress(seat)
     try:
-        job.work(progress, place)
+        job.work(progress, seat.place)
     except CapspruneError as error:
-        outcome = str(error)
-    except Exception as error:  # A fault of ours must not take the other jobs along.
-        outcome = f"{type(error).__name__}: {error}"
+        return str(error)
+    except Exception:
         progress.detail(traceback.format_exc())
-    with contextlib.suppress(BrokenPipeError, ConnectionError):
-        pipe.send(("end", outcome))
+        raise
+    return None

@@ -20,19 +20,12 @@ from torch import Tensor, nn
 from capsprune.errors import StrategyError
 from capsprune.pruning.candidate import PARTS, Candidate
 from capsprune.pruning.criteria import l1_ranking
-from capsprune.pruning.evaluation import (
-    Evaluator,
-    InProcess,
-    LatencyLimit,
-    Outcome,
-    ProcessWorkers,
-    Task,
-    Workers,
-)
+from capsprune.pruning.evaluation import Evaluator, LatencyLimit, Outcome, Task
 from capsprune.pruning.groups import Dependencies
 from capsprune.pruning.samplers import Sampler, make_sampler
 from capsprune.pruning.space import Fractions, SearchSpace
 from capsprune.pruning.study import Claim, Rung, Study
+from capsprune.pruning.workers import InProcess, ProcessWorkers, Workers
 
 #: Called after each candidate with it, and how many tries of all rungs are done and planned.
 OnCandidate = Callable[[Candidate, int, int], None]

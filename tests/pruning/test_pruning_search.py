@@ -10,14 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import capsprune.pruning.evaluation as evaluation_module
+import capsprune.pruning.workers as workers_module
 from capsprune.errors import StrategyError, StudyError
 from capsprune.pruning.candidate import PARTS, Candidate
 from capsprune.pruning.criteria import rank_channels
-from capsprune.pruning.evaluation import Evaluator, LatencyLimit, ProcessWorkers, Task
+from capsprune.pruning.evaluation import Evaluator, LatencyLimit, Task
 from capsprune.pruning.names import SAMPLERS
 from capsprune.pruning.search import Plan, plan_rungs, search
 from capsprune.pruning.space import SearchSpace
 from capsprune.pruning.study import Study
+from capsprune.pruning.workers import ProcessWorkers
 
 
 @pytest.fixture(autouse=True)
@@ -342,14 +344,15 @@ def collected(workers, count):
 def test_the_candidate_of_a_dead_worker_is_tried_again(tiny):
     workers = ProcessWorkers(evaluator(tiny), 2)
     try:
-        victim = workers._processes[0].child
-        os.kill(victim.pid, signal.SIGSTOP)  # so that it cannot finish before it dies
-        for task in tasks(tiny, 2):
-            workers.submit(task)
-        os.kill(victim.pid, signal.SIGKILL)
+        first, second = tasks(tiny, 2)
+        workers.submit(first)
+        (victim,) = workers.pool.pids
+        os.kill(victim, signal.SIGSTOP)  # so that it cannot finish before it dies
+        workers.submit(second)
+        os.kill(victim, signal.SIGKILL)
         assert collected(workers, 2) == [0, 1]
         assert workers.busy == 0
-        assert workers._processes[0].child.pid != victim.pid
+        assert victim not in workers.pool.pids
     finally:
         workers.close()
 
@@ -365,12 +368,11 @@ def test_what_goes_wrong_in_a_worker_is_told(tiny):
 
 
 def test_a_candidate_that_ends_every_worker_is_given_up(tiny, monkeypatch):
-    monkeypatch.setattr(evaluation_module, "_DEATHS", 1)
+    monkeypatch.setattr(workers_module, "ATTEMPTS", 1)
     workers = ProcessWorkers(evaluator(tiny), 1)
     try:
-        os.kill(workers._processes[0].child.pid, signal.SIGSTOP)
         workers.submit(tasks(tiny, 1)[0])
-        os.kill(workers._processes[0].child.pid, signal.SIGKILL)
+        os.kill(workers.pool.pids[0], signal.SIGKILL)
         with pytest.raises(StudyError, match=r"exit code -9.*--workers"):
             workers.collect()
     finally:
