@@ -1,4 +1,4 @@
-"""Verify backbones: groups, costs, surgery, head and ONNX file, and write a Markdown table.
+"""Verify backbones: groups, costs, channel pruning, head and ONNX file, and write a Markdown table.
 
 For each backbone: how many dependency groups there are; the FLOPs that remain of a search for half
 of them; whether the cost model agrees with fvcore on shrunk networks, to the last MAC; how far the
@@ -37,7 +37,7 @@ STRATEGIES = 3
 COLUMNS = (
     "backbone",
     "groups",
-    "kept whole",
+    "unprunable",
     "FLOPs at 50 %",
     "cost = fvcore",
     "shrunk against masked",
@@ -132,7 +132,7 @@ def verify(name: str, size: int) -> dict[str, str]:
     return {
         "backbone": name,
         "groups": str(len(dependencies.groups)),
-        "kept whole": str(len(dependencies.unpruned)),
+        "unprunable": str(len(dependencies.unprunable)),
         "FLOPs at 50 %": ", ".join(f"{100 * ratio:.1f}" for ratio in ratios) + " %",
         "cost = fvcore": "exact" if exact else "NO",
         "shrunk against masked": f"{difference:.0e}",

@@ -27,7 +27,7 @@ from capsprune.pruning.candidate import Candidate
 from capsprune.pruning.cost import owned_positions
 from capsprune.pruning.criteria import l1_ranking
 from capsprune.pruning.evaluation import LatencyLimit
-from capsprune.pruning.groups import axis_size
+from capsprune.pruning.layers import prunable_layers
 from capsprune.pruning.search import SearchResult, search
 from capsprune.pruning.shrink import shrink
 from capsprune.pruning.space import Bottleneck, SearchSpace
@@ -189,11 +189,11 @@ def bottleneck_of(network: Prunable, d1: int) -> Bottleneck:
     trunk = backbone(network.name).trunk_children
     behind, layer = next(
         (layer_name, layer)
-        for layer_name, layer in network.model.named_modules()
-        if isinstance(layer, (nn.Linear, nn.Conv2d))
+        for layer_name, layer in prunable_layers(network.model).items()
+        if layer.produces
         and not any(layer_name == child or layer_name.startswith(f"{child}.") for child in trunk)
     )
-    repeats = axis_size(layer, "in") // channels
+    repeats = layer.size("in") // channels
     owned, unowned = owned_positions(layer, behind, "in", network.dependencies)
     per_channel = (owned // repeats).astype(np.int64)
     return Bottleneck(per_channel, int(unowned) // repeats, d1)

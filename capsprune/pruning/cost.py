@@ -1,12 +1,13 @@
 """What a network costs after pruning, computed from channel counts alone.
 
-Multiply-accumulates (MACs) are those of convolutions and linear layers for one image, one
-multiplication with its addition counting once (fvcore's convention for these operators). Norms
-count nothing: at inference a batch norm is part of the convolution before it.
+Multiply-accumulates (MACs) are those of convolutions, linear layers and routing for one image, one
+multiplication with its addition counting once (fvcore's convention for the first two). Norms count
+nothing: at inference a batch norm is part of the convolution before it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,34 +15,33 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from capsprune.pruning.groups import (
-    NORMS,
-    Axis,
-    Dependencies,
-    axis_size,
-    channel_parameters,
-    is_depthwise,
-)
+from capsprune.pruning.groups import Dependencies
+from capsprune.pruning.layers import Axis, PrunableLayer, prunable_layers
 
 
 @torch.no_grad()
 def count_positions(model: nn.Module, image_size: int) -> dict[str, int]:
-    """Count how often each convolution and linear layer is applied to one image.
+    """Count how often each layer that multiplies is applied to one image.
 
     Returns:
-        Output positions (height x width; 1 for a linear layer behind pooling), by layer name.
+        Output positions (height x width; 1 for a linear layer behind pooling, and for OutputCaps),
+        by layer name.
     """
     positions: dict[str, int] = {}
     handles = []
-    for name, layer in model.named_modules():
-        if isinstance(layer, (nn.Conv2d, nn.Linear)):
+    for name, layer in prunable_layers(model).items():
+        if layer.weights_per_pair:
 
-            def record(module: nn.Module, args: object, output: Tensor, name: str = name) -> None:
-                # Convolutions have their channels second, linear layers last.
-                count = output.numel() // axis_size(module, "out")
-                positions[name] = positions.get(name, 0) + count
+            def record(
+                module: nn.Module,
+                args: object,
+                output: Tensor,
+                name: str = name,
+                layer: PrunableLayer = layer,
+            ) -> None:
+                positions[name] = positions.get(name, 0) + layer.positions(output)
 
-            handles.append(layer.register_forward_hook(record))
+            handles.append(layer.layer.register_forward_hook(record))
     was_training = model.training
     model.eval()
     parameter = next(model.parameters())
@@ -55,17 +55,16 @@ def count_positions(model: nn.Module, image_size: int) -> dict[str, int]:
 
 
 def count_macs(model: nn.Module, image_size: int) -> dict[str, int]:
-    """Count the MACs of each convolution and linear layer of a network for one image.
+    """Count the MACs of each layer of a network that multiplies for one image.
 
     Returns:
         MACs by layer name.
     """
-    macs: dict[str, int] = {}
-    for name, positions in count_positions(model, image_size).items():
-        layer = model.get_submodule(name)
-        assert isinstance(layer, (nn.Conv2d, nn.Linear))
-        macs[name] = positions * layer.weight.numel()
-    return macs
+    layers = prunable_layers(model)
+    return {
+        name: layers[name].macs(positions)
+        for name, positions in count_positions(model, image_size).items()
+    }
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -106,53 +105,22 @@ class CostModel:
             image_size: pixels a side of the image.
         """
         positions = count_positions(model, image_size)
-        group_count = len(dependencies.groups)
-        inputs, inputs_fixed, outputs, outputs_fixed = [], [], [], []
-        macs, weights, per_output = [], [], []
-        for name, layer in model.named_modules():
-            linear, fixed = np.zeros(group_count), 1.0  # one input for each output
-            if isinstance(layer, NORMS):
-                pair, repeats = 0, 0
-                bias = sum(1 for _ in layer.parameters())
-            elif isinstance(layer, nn.Conv2d):
-                pair, repeats = layer.kernel_size[0] * layer.kernel_size[1], positions[name]
-                bias = int(layer.bias is not None)
-                if not is_depthwise(layer):
-                    linear, fixed = owned_positions(layer, name, "in", dependencies)
-                    # An output of a grouped convolution sees the inputs of its own group.
-                    linear, fixed = linear / layer.groups, fixed / layer.groups
-            elif isinstance(layer, nn.Linear):
-                pair, repeats, bias = 1, positions[name], int(layer.bias is not None)
-                linear, fixed = owned_positions(layer, name, "in", dependencies)
-            else:
-                continue
-            inputs.append(linear)
-            inputs_fixed.append(fixed)
-            linear, fixed = owned_positions(layer, name, "out", dependencies)
-            outputs.append(linear)
-            outputs_fixed.append(fixed)
-            macs.append(pair * repeats)
-            weights.append(pair)
-            per_output.append(bias)
-        for name, parameter in channel_parameters(model):
-            inputs.append(np.zeros(group_count))
-            inputs_fixed.append(1.0)
-            linear, fixed = owned_positions(parameter, name, "out", dependencies)
-            outputs.append(linear)
-            outputs_fixed.append(fixed)
-            macs.append(0)
-            weights.append(0)
-            per_output.append(1)
+        layers = prunable_layers(model)
+        inputs = [_inputs_seen(layer, name, dependencies) for name, layer in layers.items()]
+        outputs = [
+            owned_positions(layer, name, "out", dependencies) for name, layer in layers.items()
+        ]
+        macs = [layer.macs_per_pair(positions.get(name, 0)) for name, layer in layers.items()]
         return cls(
             channels=dependencies.channels,
             widths=dependencies.widths,
-            inputs=np.stack(inputs, axis=1),
-            inputs_fixed=np.array(inputs_fixed),
-            outputs=np.stack(outputs, axis=1),
-            outputs_fixed=np.array(outputs_fixed),
+            inputs=np.stack([owned for owned, _ in inputs], axis=1),
+            inputs_fixed=np.array([fixed for _, fixed in inputs]),
+            outputs=np.stack([owned for owned, _ in outputs], axis=1),
+            outputs_fixed=np.array([fixed for _, fixed in outputs]),
             macs_per_pair=np.array(macs, dtype=np.float64),
-            weights_per_pair=np.array(weights, dtype=np.float64),
-            parameters_per_output=np.array(per_output, dtype=np.float64),
+            weights_per_pair=_floats(layer.weights_per_pair for layer in layers.values()),
+            parameters_per_output=_floats(layer.parameters_per_output for layer in layers.values()),
         )
 
     def macs(self, kept: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -179,12 +147,12 @@ class CostModel:
         return int(self.macs(self.channels))
 
     def flops_ratio(self, kept: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Give the MACs that remain, as a fraction of the unpruned network's."""
+        """Return the MACs that remain, as a fraction of the unpruned network's."""
         ratio: NDArray[np.float64] = self.macs(kept) / self.unpruned_macs
         return ratio
 
     def parameters_ratio(self, kept: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Give the parameters that remain, likewise."""
+        """Return the parameters that remain, likewise."""
         ratio: NDArray[np.float64] = self.parameters(kept) / self.parameters(self.channels)
         return ratio
 
@@ -198,8 +166,22 @@ class CostModel:
         )
 
 
+def _floats(numbers: Iterable[int]) -> NDArray[np.float64]:
+    return np.array([*numbers], dtype=np.float64)
+
+
+def _inputs_seen(
+    layer: PrunableLayer, name: str, dependencies: Dependencies
+) -> tuple[NDArray[np.float64], float]:
+    """Count the inputs that one output of a layer sees, as `owned_positions` does."""
+    if layer.tied:
+        return np.zeros(len(dependencies.groups)), 1.0
+    owned, fixed = owned_positions(layer, name, "in", dependencies)
+    return owned / layer.groups, fixed / layer.groups
+
+
 def owned_positions(
-    layer: nn.Module | nn.Parameter, name: str, axis: Axis, dependencies: Dependencies
+    layer: PrunableLayer, name: str, axis: Axis, dependencies: Dependencies
 ) -> tuple[NDArray[np.float64], float]:
     """Count the positions of an axis that each unit of each group owns.
 
@@ -215,7 +197,7 @@ def owned_positions(
     owned = np.zeros(len(dependencies.groups))
     owners = dependencies.owners.get((name, axis))
     if owners is None:
-        return owned, float(axis_size(layer, axis))
+        return owned, float(layer.size(axis))
     for index, group in enumerate(dependencies.groups):
         # Each unit of a group owns equally many positions (49 behind a 7 x 7 flatten, say).
         owned[index] = np.count_nonzero(owners.group == index) / group.channels

@@ -10,6 +10,7 @@ group; the lowest go first. A new one is one more function and a line in
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from capsprune.errors import StrategyError
 from capsprune.pruning.groups import Dependencies
+from capsprune.pruning.layers import PrunableLayer, prunable_layers
 from capsprune.pruning.names import CRITERIA
 from capsprune.training.objective import CROSS_ENTROPY, Objective
 
@@ -39,11 +41,14 @@ class Scoring:
     #: What the network is trained for; by default logits against the labels.
     objective: Objective = CROSS_ENTROPY
 
-    def leader_weight(self, index: int) -> Tensor:
-        """Give the filters of a group's leader, [positions, ...]."""
-        weight = self.model.get_submodule(self.dependencies.groups[index].name).weight
-        assert isinstance(weight, Tensor)
-        return weight
+    @functools.cached_property
+    def layers(self) -> dict[str, PrunableLayer]:
+        """The network's prunable layers, by name."""
+        return prunable_layers(self.model)
+
+    def root_weight(self, index: int) -> Tensor:
+        """Return the filters of a group's root layer, [positions, ...]."""
+        return self.layers[self.dependencies.groups[index].name].weight
 
     def by_channel(self, index: int, layer: str, values: Tensor) -> Tensor:
         """Sum what belongs to the positions of a layer's output over each channel of a group.
@@ -84,7 +89,7 @@ def takes_images(criterion: str | Criterion) -> bool:
 
 
 def l1(scoring: Scoring) -> list[Tensor]:
-    """Sum of magnitudes of the leader's filters.
+    """Sum of magnitudes of the root layer's filters.
 
     Source: Li et al., "Pruning Filters for Efficient ConvNets", ICLR 2017; EagleEye's choice.
     """
@@ -92,7 +97,7 @@ def l1(scoring: Scoring) -> list[Tensor]:
 
 
 def l2(scoring: Scoring) -> list[Tensor]:
-    """Euclidean norm of the leader's filters."""
+    """Euclidean norm of the root layer's filters."""
     squares = _of_filters(scoring, lambda weight: weight.square().flatten(1).sum(dim=1))
     return [square.sqrt() for square in squares]
 
@@ -109,12 +114,12 @@ def bn_scale(scoring: Scoring) -> list[Tensor]:
     sums = [torch.zeros(g.channels, dtype=torch.float64) for g in scoring.dependencies.groups]
     counts = [0] * len(sums)
     for layer, axis in scoring.dependencies.owners:
-        norm = scoring.model.get_submodule(layer)
-        if axis != "out" or not isinstance(norm, nn.BatchNorm2d) or norm.weight is None:
+        scale = scoring.layers[layer].scale
+        if axis != "out" or scale is None:
             continue
         owned = scoring.dependencies.owners[(layer, "out")].group
         for index in sorted({int(group) for group in owned if group >= 0}):
-            sums[index] += scoring.by_channel(index, layer, norm.weight.abs())
+            sums[index] += scoring.by_channel(index, layer, scale.abs())
             counts[index] += 1
     for group, count in zip(scoring.dependencies.groups, counts, strict=True):
         if not count:
@@ -129,12 +134,12 @@ def bn_scale(scoring: Scoring) -> list[Tensor]:
 def taylor(scoring: Scoring) -> list[Tensor]:
     """First-order estimate of how much the loss changes without a channel.
 
-    It is the square of the sum of weight times gradient over the leader's filter, averaged over
+    It is the square of the sum of weight times gradient over the root layer's filter, averaged over
     batches. Source: Molchanov et al., "Importance Estimation for Neural Network Pruning", CVPR
     2019, equation 8.
     """
     groups = range(len(scoring.dependencies.groups))
-    weights = [scoring.leader_weight(index) for index in groups]
+    weights = [scoring.root_weight(index) for index in groups]
     scores = [torch.zeros(g.channels, dtype=torch.float64) for g in scoring.dependencies.groups]
     required = [weight.requires_grad for weight in weights]
     was_training = scoring.model.training
@@ -201,14 +206,12 @@ def rank_channels(
 
 
 def l1_ranking(model: nn.Module, dependencies: Dependencies) -> list[Tensor]:
-    """Rank the channels of each group by the L1 norm of the leader's filters, as EagleEye does."""
+    """Rank the channels of each group by its root layer's L1 norms, as EagleEye does."""
     return rank_channels(model, dependencies, l1)
 
 
 def _of_filters(scoring: Scoring, measure: Callable[[Tensor], Tensor]) -> list[Tensor]:
     return [
-        scoring.by_channel(
-            index, group.name, measure(scoring.leader_weight(index).detach().double())
-        )
+        scoring.by_channel(index, group.name, measure(scoring.root_weight(index).detach().double()))
         for index, group in enumerate(scoring.dependencies.groups)
     ]

@@ -13,7 +13,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,25 +21,20 @@ from numpy.typing import NDArray
 from torch import nn
 
 from capsprune.errors import ModelError
-from capsprune.pruning.tracing import barriers_for_shuffles
-
-Axis = Literal["in", "out"]
-
-#: Layers whose channels can be removed; everything else must only pass channels on.
-PRUNABLE_LAYERS = (nn.Conv2d, nn.Linear, nn.BatchNorm2d, nn.LayerNorm)
-#: Those of them that make no channels, but have one value or more for each.
-NORMS = (nn.BatchNorm2d, nn.LayerNorm)
+from capsprune.pruning.layers import Axis, ChannelParameter, PrunableLayer, prunable_layers
+from capsprune.pruning.tracing import barriers_for_shuffles, pruners
 
 
 @dataclass(frozen=True)
 class ChannelGroup:
     """Channels that the layers of a group share."""
 
-    #: Name of the leader: the first layer, in the network's order, that produces these channels.
+    #: Name of the root layer: the first, in the network's order, that produces these channels.
     name: str
     #: How many units there are in the unpruned network: what is removed or stays as a whole.
     channels: int
-    #: Channels of the leader in one unit: 1, but where a grouped convolution takes part.
+    #: Channels of the root layer in one unit: 1, but where a grouped convolution takes part, and
+    #: the values of a primary capsule.
     width: int = 1
 
 
@@ -60,8 +55,8 @@ class Dependencies:
     groups: tuple[ChannelGroup, ...]
     #: By layer name and axis. An axis that no group touches is absent.
     owners: dict[tuple[str, Axis], AxisOwners]
-    #: Leaders of the groups that must stay whole, with the reason.
-    unpruned: dict[str, str] = field(default_factory=dict)
+    #: Root layers of the groups that are unprunable, with the reason.
+    unprunable: dict[str, str] = field(default_factory=dict)
 
     @property
     def channels(self) -> NDArray[np.int64]:
@@ -79,41 +74,6 @@ class Dependencies:
         return tuple(group.name for group in self.groups)
 
 
-def is_depthwise(layer: object) -> bool:
-    """Tell whether a layer is a convolution that filters each channel by itself."""
-    return (
-        isinstance(layer, nn.Conv2d)
-        and layer.groups > 1
-        and layer.groups == layer.in_channels == layer.out_channels
-    )
-
-
-def channel_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Give the parameters that belong to no prunable layer, such as ConvNeXt's layer scale.
-
-    Yields:
-        Name and parameter.
-    """
-    for prefix, module in model.named_modules():
-        if not isinstance(module, PRUNABLE_LAYERS):
-            yield from module.named_parameters(prefix, recurse=False)
-
-
-def channel_dim(name: str, parameter: nn.Parameter) -> int:
-    """Tell on which dimension a parameter from `channel_parameters` has its channels.
-
-    Raises:
-        ModelError: if it is not the one dimension that has more than one position.
-    """
-    dims = [dim for dim, size in enumerate(parameter.shape) if size > 1]
-    if len(dims) != 1:
-        raise ModelError(
-            f"Parameter '{name}' of shape {list(parameter.shape)} has not one value for each "
-            "channel, so that nothing around it can be pruned; choose another backbone."
-        )
-    return dims[0]
-
-
 @dataclass
 class _Member:
     """What one layer has of a group, as torch-pruning found it."""
@@ -121,8 +81,12 @@ class _Member:
     name: str
     axis: Axis
     positions: NDArray[np.int64]
-    #: Channel of the root for each position, then unit.
+    #: Channel of the root layer for each position, then unit.
     channels: NDArray[np.int64]
+
+
+#: The root layer of a group, and its members.
+_Found = tuple[str, list[_Member]]
 
 
 def find_groups(model: nn.Module, *, classifier: str, image_size: int) -> Dependencies:
@@ -137,72 +101,70 @@ def find_groups(model: nn.Module, *, classifier: str, image_size: int) -> Depend
         ModelError: if a layer is of a kind whose channels capsprune cannot remove, or
             torch-pruning cannot trace the network, or no group is left.
     """
-    layers: dict[str, Any] = dict(model.named_modules())
-    parameters = dict(channel_parameters(model))
-    order = {name: position for position, name in enumerate([*layers, *parameters])}
-    found: list[tuple[str, list[_Member]]] = []
-    unpruned: dict[str, str] = {}
-    for members, barrier in _trace(model, layers | parameters, classifier, image_size):
-        producers = [
-            member.name
-            for member in members
-            if member.axis == "out" and _produces(layers.get(member.name))
-        ]
+    layers = prunable_layers(model)
+    order = {name: position for position, name in enumerate(layers)}
+    found: list[_Found] = []
+    unprunable: dict[str, str] = {}
+    for members, barrier in _trace(model, layers, classifier, image_size):
+        producers = [m.name for m in members if m.axis == "out" and layers[m.name].produces]
         if not producers:
             continue
-        leader = min(producers, key=order.__getitem__)
+        root = min(producers, key=order.__getitem__)
         reason = barrier or _make_units(members, layers)
         if reason is None:
-            found.append((leader, members))
+            found.append((root, members))
         else:
-            unpruned[leader] = reason
+            unprunable[root] = reason
     found.sort(key=lambda entry: order[entry[0]])
-
     sizes = {
-        (member.name, member.axis): axis_size((layers | parameters)[member.name], member.axis)
+        (member.name, member.axis): layers[member.name].size(member.axis)
         for _, members in found
         for member in members
     }
-    for leader in _overlapping(found, sizes):
-        unpruned[leader] = "other groups own a part of its channels"
+    for root in _overlapping(found, sizes):
+        unprunable[root] = "other groups own a part of its channels"
+    found = [(root, members) for root, members in found if root not in unprunable]
+    if not found:
+        raise ModelError(
+            "torch-pruning found no channels in this network that can be removed; choose another "
+            "backbone."
+        )
+    return _dependencies(found, sizes, unprunable)
+
+
+def _dependencies(
+    found: list[_Found], sizes: Mapping[tuple[str, Axis], int], unprunable: dict[str, str]
+) -> Dependencies:
+    """Write down which positions each group owns."""
     groups: list[ChannelGroup] = []
     owners: dict[tuple[str, Axis], AxisOwners] = {}
-    for leader, members in found:
-        if leader in unpruned:
-            continue
+    for root, members in found:
         units = 1 + max(int(member.channels.max()) for member in members)
-        made = next(m for m in members if m.name == leader and m.axis == "out")
+        made = next(m for m in members if m.name == root and m.axis == "out")
         for member in members:
             key = (member.name, member.axis)
             if key not in owners:
                 owners[key] = _unowned(sizes[key])
             owners[key].group[member.positions] = len(groups)
             owners[key].channel[member.positions] = member.channels
-        groups.append(ChannelGroup(leader, units, len(made.positions) // units))
-    if not groups:
-        raise ModelError(
-            "torch-pruning found no channels in this network that can be removed; choose another "
-            "backbone."
-        )
-    return Dependencies(tuple(groups), owners, unpruned)
+        groups.append(ChannelGroup(root, units, len(made.positions) // units))
+    return Dependencies(tuple(groups), owners, unprunable)
 
 
 def _trace(
-    model: nn.Module, known: Mapping[str, Any], classifier: str, image_size: int
+    model: nn.Module, layers: Mapping[str, PrunableLayer], classifier: str, image_size: int
 ) -> Iterator[tuple[list[_Member], str | None]]:
     """Let torch-pruning trace the network.
 
     Yields:
-        The members of each group, and why the group must stay whole, if it must.
+        The members of each group, and why the group is unprunable, if it is.
     """
     import torch_pruning
 
-    # By identity: tensors are not compared as other keys are.
-    names = {id(part): name for name, part in known.items()}
     scales = [
-        (part, channel_dim(name, part))
-        for name, part in known.items()
-        if isinstance(part, nn.Parameter)
+        (layer.parameter, layer.dim)
+        for layer in layers.values()
+        if isinstance(layer, ChannelParameter)
     ]
     device = next(model.parameters()).device
     was_training = model.training
@@ -217,12 +179,15 @@ def _trace(
                 model,
                 example_inputs=torch.zeros(1, 3, image_size, image_size, device=device),
                 unwrapped_parameters=scales,
+                customized_pruners=pruners(layers.values()),
                 verbose=False,
             )
             groups = list(
                 graph.get_all_groups(
                     ignored_layers=[model.get_submodule(classifier)],
-                    root_module_types=[nn.Conv2d, nn.Linear],
+                    root_module_types=list(
+                        {type(layer.layer) for layer in layers.values() if layer.produces}
+                    ),
                 )
             )
     # It was written for a list of networks, and fails on others wherever it happens to.
@@ -234,48 +199,61 @@ def _trace(
         for p, flag in zip(model.parameters(), requires_grad, strict=True):
             p.requires_grad_(flag)
         model.train(was_training)
-
     for group in groups:
-        members: list[_Member] = []
-        barrier: str | None = None
-        for item in group:
-            part = item.dep.target.module
-            if id(part) in barriers:
-                barrier = barriers[id(part)]
-            if id(part) not in names:
-                continue  # an operation of torch-pruning's own: holds no channels
-            name = names[id(part)]
-            if not isinstance(part, (*PRUNABLE_LAYERS, nn.Parameter)):
-                raise ModelError(
-                    f"Layer '{name}' ({type(part).__name__}) cannot be pruned; choose a backbone "
-                    "of convolutions, norms and linear layers."
-                )
-            axis: Axis = "out" if graph.is_out_channel_pruning_fn(item.dep.handler) else "in"
-            if isinstance(part, nn.LayerNorm) and len(part.normalized_shape) != 1:
-                barrier = f"layer '{name}' normalises over more than the channels"
-            members.append(
-                _Member(
-                    name,
-                    axis,
-                    np.array([int(i) for i in item.idxs], dtype=np.int64),
-                    np.array([int(i) for i in item.root_idxs], dtype=np.int64),
-                )
+        yield _members(group, graph, model, layers, barriers)
+
+
+def _members(
+    group: Any,
+    graph: Any,
+    model: nn.Module,
+    layers: Mapping[str, PrunableLayer],
+    barriers: Mapping[int, str],
+) -> tuple[list[_Member], str | None]:
+    """Read what torch-pruning found of one group.
+
+    Raises:
+        ModelError: if a layer takes part of whose kind capsprune cannot remove channels.
+    """
+    # By identity: tensors are not compared as other keys are.
+    names = {id(module): name for name, module in model.named_modules()}
+    names |= {
+        id(layer.parameter): name
+        for name, layer in layers.items()
+        if isinstance(layer, ChannelParameter)
+    }
+    members: list[_Member] = []
+    barrier: str | None = None
+    for item in group:
+        part = item.dep.target.module
+        barrier = barriers.get(id(part), barrier)
+        if id(part) not in names:
+            continue  # an operation of torch-pruning's own: holds no channels
+        name = names[id(part)]
+        if name not in layers:
+            raise ModelError(
+                f"Layer '{name}' ({type(part).__name__}) cannot be pruned; choose a backbone "
+                "of convolutions, norms and linear layers."
             )
-        yield members, barrier
+        barrier = layers[name].obstacle(name) or barrier
+        members.append(
+            _Member(
+                name,
+                "out" if graph.is_out_channel_pruning_fn(item.dep.handler) else "in",
+                np.array([int(i) for i in item.idxs], dtype=np.int64),
+                np.array([int(i) for i in item.root_idxs], dtype=np.int64),
+            )
+        )
+    return members, barrier
 
 
-def _produces(layer: nn.Module | None) -> bool:
-    """Whether a layer makes channels, rather than passing them on one by one."""
-    return isinstance(layer, (nn.Conv2d, nn.Linear)) and not is_depthwise(layer)
-
-
-def _make_units(members: list[_Member], layers: Mapping[str, Any]) -> str | None:
+def _make_units(members: list[_Member], layers: Mapping[str, PrunableLayer]) -> str | None:
     """Replace the channels of each member by units of channels that can only go together.
 
     Channels are joined that meet at one position, or have the same offset in a grouped convolution.
 
     Returns:
-        Why the group must stay whole, if it must.
+        Why the group is unprunable, if it is.
     """
     count = 1 + max(int(member.channels.max()) for member in members)
     parent = list(range(count))
@@ -296,13 +274,13 @@ def _make_units(members: list[_Member], layers: Mapping[str, Any]) -> str | None
     for member in members:
         by_axis.setdefault((member.name, member.axis), []).append(member)
     for (name, axis), parts in by_axis.items():
-        layer = layers.get(name)
+        layer = layers[name]
         positions = np.concatenate([part.positions for part in parts])
         channels = np.concatenate([part.channels for part in parts])
         if len(np.unique(positions)) < len(positions):
             join(positions, channels)
-        if isinstance(layer, nn.Conv2d) and layer.groups > 1 and not is_depthwise(layer):
-            size = axis_size(layer, axis)
+        if layer.groups > 1:
+            size = layer.size(axis)
             if len(np.unique(positions)) < size:
                 return f"only a part of the channels of grouped convolution '{name}' is its own"
             join(positions % (size // layer.groups), channels)
@@ -320,38 +298,22 @@ def _make_units(members: list[_Member], layers: Mapping[str, Any]) -> str | None
     return None
 
 
-def _overlapping(
-    found: list[tuple[str, list[_Member]]], sizes: Mapping[tuple[str, Axis], int]
-) -> set[str]:
-    """Name the leaders whose groups share a position with another, or miss one of the leader's."""
+def _overlapping(found: list[_Found], sizes: Mapping[tuple[str, Axis], int]) -> set[str]:
+    """Return the root layers whose groups share a position, or miss one of the root layer's."""
     claimed: dict[tuple[str, Axis], NDArray[np.int64]] = {}
     overlapping: set[str] = set()
-    for index, (leader, members) in enumerate(found):
+    for index, (root, members) in enumerate(found):
         for member in members:
             key = (member.name, member.axis)
             taken = claimed.setdefault(key, np.full(sizes[key], -1, dtype=np.int64))
-            others = np.unique(taken[member.positions])
-            for other in others[(others >= 0) & (others != index)]:
-                overlapping |= {leader, found[other][0]}
+            owners = np.unique(taken[member.positions])
+            for other in owners[(owners >= 0) & (owners != index)]:
+                overlapping |= {root, found[other][0]}
             taken[member.positions] = index
-    for leader, _ in found:
-        if (claimed[(leader, "out")] < 0).any():
-            overlapping.add(leader)
+    for root, _ in found:
+        if (claimed[(root, "out")] < 0).any():
+            overlapping.add(root)
     return overlapping
-
-
-def axis_size(layer: nn.Module | nn.Parameter, axis: Axis) -> int:
-    """Count the input or output channels of a layer, or the channels of a parameter."""
-    if isinstance(layer, nn.Parameter):
-        return max(layer.shape)
-    if isinstance(layer, nn.Conv2d):
-        return layer.in_channels if axis == "in" else layer.out_channels
-    if isinstance(layer, nn.Linear):
-        return layer.in_features if axis == "in" else layer.out_features
-    if isinstance(layer, nn.LayerNorm):
-        return layer.normalized_shape[-1]
-    assert isinstance(layer, nn.BatchNorm2d)
-    return layer.num_features
 
 
 def _unowned(size: int) -> AxisOwners:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from capsprune.backbones.matching import COUNTER
 from capsprune.errors import CheckpointError
-from capsprune.pruning.groups import Axis, Dependencies, is_depthwise
+from capsprune.pruning.groups import Dependencies
+from capsprune.pruning.layers import prunable_layers
 from capsprune.pruning.shrink import layer_channels, resize_layers
 
 
@@ -25,8 +26,8 @@ def rebuild(
 ) -> NDArray[np.int64]:
     """Give a network the shapes and the values of a state dict, in place.
 
-    Each group's channels are counted on its leader's weight. What all other tensors must then look
-    like follows from the groups.
+    Each group's channels are counted on its root layer's weight. What all other tensors must then
+    look like follows from the groups.
 
     Args:
         model: the unpruned network, on the CPU.
@@ -68,7 +69,7 @@ def rebuild(
 def _count_kept(
     dependencies: Dependencies, state: Mapping[str, Tensor], name: str, source: str
 ) -> NDArray[np.int64]:
-    """Count the units of each group on its leader's weight, [G]."""
+    """Count the units of each group on its root layer's weight, [G]."""
     kept = np.zeros(len(dependencies.groups), dtype=np.int64)
     for index, group in enumerate(dependencies.groups):
         key = f"{group.name}.weight"
@@ -89,18 +90,17 @@ def _count_kept(
 def _channels(
     model: nn.Module, dependencies: Dependencies, kept: NDArray[np.int64]
 ) -> dict[str, dict[str, int]]:
-    """Give the channel counts of every layer, as `layer_channels` does, that follow from groups."""
+    """Return the channel counts of every layer, as `layer_channels` does, that groups lead to."""
     channels = layer_channels(model)
-    for name, counts in channels.items():
-        depthwise = is_depthwise(model.get_submodule(name)) if "in" in counts else False
-        for axis in counts:
+    for name, layer in prunable_layers(model).items():
+        for axis in layer.axes:
             # A depthwise convolution has one input for each output.
-            key: tuple[str, Axis] = (name, "in" if axis == "in" and not depthwise else "out")
-            owners = dependencies.owners.get(key)
+            owners = dependencies.owners.get((name, "out" if layer.tied else axis))
             if owners is None:
                 continue
-            counts[axis] = int(np.count_nonzero(owners.group < 0))
+            count = int(np.count_nonzero(owners.group < 0))
             for index in np.unique(owners.group[owners.group >= 0]):
                 owned = int(np.count_nonzero(owners.group == index))
-                counts[axis] += owned // dependencies.groups[index].channels * int(kept[index])
+                count += owned // dependencies.groups[index].channels * int(kept[index])
+            channels[name][axis] = count
     return channels

@@ -1,4 +1,4 @@
-"""Help torch-pruning to trace networks that shuffle their channels.
+"""Help torch-pruning to trace networks that shuffle channels, and layers that it does not know.
 
 ShuffleNetV2 splits its channels into halves, joins them and shuffles. torch-pruning does not follow
 a channel through that. A channel of one half also cannot go alone: the halves must stay equally
@@ -8,12 +8,14 @@ and leaves a unit stays whole, and only what lies between is pruned: nearly all 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+
+from capsprune.pruning.layers import PrunableLayer, adapter
 
 if TYPE_CHECKING:
     from torchvision.models.shufflenetv2 import InvertedResidual
@@ -70,3 +72,53 @@ def _traced(
         return shuffle(joined)
 
     return forward
+
+
+def pruners(layers: Iterable[PrunableLayer]) -> dict[type[nn.Module], Any]:
+    """Return what torch-pruning must be given to follow channels through kinds that it lacks.
+
+    Args:
+        layers: of the network.
+
+    Returns:
+        By type of layer, an object that says how many channels there are. Nothing is removed by it.
+    """
+    from torch_pruning import ops
+
+    unknown = {
+        type(layer.layer): layer
+        for layer in layers
+        if adapter(layer.layer) and ops.module2type(layer.layer) == ops.OPTYPE.ELEMENTWISE
+    }
+    return {kind: _pruner(layer.axes) for kind, layer in unknown.items()}
+
+
+def _pruner(axes: tuple[str, ...]) -> Any:
+    from torch_pruning.pruner.function import BasePruningFunc
+
+    class Passing(BasePruningFunc):
+        def prune_out_channels(self, layer: nn.Module, idxs: list[int]) -> nn.Module:
+            raise NotImplementedError  # Adapters remove channels.
+
+        # What comes in goes out: torch-pruning knows it by one function for both.
+        prune_in_channels = prune_out_channels
+
+        def get_out_channels(self, layer: nn.Module) -> int:
+            return _adapter(layer).size("out")
+
+        get_in_channels = get_out_channels
+
+    class Producing(Passing):
+        def prune_in_channels(self, layer: nn.Module, idxs: list[int]) -> nn.Module:
+            raise NotImplementedError
+
+        def get_in_channels(self, layer: nn.Module) -> int:
+            return _adapter(layer).size("in")
+
+    return Producing() if "in" in axes else Passing()
+
+
+def _adapter(layer: nn.Module) -> PrunableLayer:
+    found = adapter(layer)
+    assert found is not None
+    return found

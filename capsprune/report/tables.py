@@ -311,7 +311,7 @@ def print_inspection(result: Summary, groups: bool) -> None:
     _print_pairs("Sizes and costs", rows)
     if groups and result["groups"]:
         table = _table("Groups")
-        table.add_column("leader")
+        table.add_column("root layer")
         table.add_column("channels", justify="right")
         table.add_column("kept", justify="right")
         for name, group in result["groups"].items():

@@ -12,7 +12,8 @@ from capsprune.checkpoint import DataDescription, describe, load_checkpoint, sav
 from capsprune.errors import ModelError
 from capsprune.pruning.adaptive_bn import recalibrate
 from capsprune.pruning.cost import CostModel, count_parameters
-from capsprune.pruning.groups import channel_parameters, find_groups
+from capsprune.pruning.groups import find_groups
+from capsprune.pruning.layers import ChannelParameter, prunable_layers
 from capsprune.pruning.masking import masked
 from capsprune.pruning.rebuild import rebuild
 from capsprune.pruning.shrink import layer_channels, shrink
@@ -49,7 +50,8 @@ ALL = [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
 def distinct(model):
     """Give norms, biases and layer scales values that tell their channels apart."""
     generator = torch.Generator().manual_seed(5)
-    scales = dict(channel_parameters(model))
+    layers = prunable_layers(model)
+    scales = {name for name, layer in layers.items() if isinstance(layer, ChannelParameter)}
     with torch.no_grad():
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
             if tensor.is_floating_point() and (tensor.dim() == 1 or name in scales):
@@ -190,8 +192,8 @@ def test_units_of_a_grouped_convolution_are_columns_of_it():
 
 def test_what_is_shuffled_stays_and_the_reason_is_kept():
     model, dependencies = made("shufflenet_v2_x1_0")
-    assert "stage2.0.branch2.5" in dependencies.unpruned
-    assert all("shuffled" in reason for reason in dependencies.unpruned.values())
+    assert "stage2.0.branch2.5" in dependencies.unprunable
+    assert all("shuffled" in reason for reason in dependencies.unprunable.values())
     assert {"conv1.0", "stage2.0.branch2.0", "stage4.3.branch2.0", "conv5.0"} <= set(
         dependencies.names
     )

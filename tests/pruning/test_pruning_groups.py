@@ -21,7 +21,7 @@ def test_groups_are_those_of_the_published_strategies(make_prunable, file, count
     assert len(dependencies.names) == count
 
 
-def test_groups_have_the_channels_of_their_leaders(make_prunable):
+def test_groups_have_the_channels_of_their_root_layers(make_prunable):
     prunable = make_prunable("resnet50", 64, "meta")
     for group in prunable.dependencies.groups:
         assert group.channels == prunable.model.get_submodule(group.name).out_channels
@@ -82,7 +82,7 @@ def test_a_group_that_can_only_go_as_a_whole_stays_and_says_why():
     )
     dependencies = find_groups(model, classifier="4", image_size=1)
     assert dependencies.names == ("1", "2")
-    assert dependencies.unpruned == {"0": "its channels can only be removed all together"}
+    assert dependencies.unprunable == {"0": "its channels can only be removed all together"}
 
 
 def test_a_network_that_nothing_can_be_removed_from_is_refused():
