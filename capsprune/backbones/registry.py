@@ -1,17 +1,21 @@
-"""The backbones that can be built by name: MobileNetV1 and torchvision's convolutional networks."""
+"""The table of the backbones: MobileNetV1, torchvision's convolutional networks, and timm's."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
 
+from capsprune.backbones.timm_models import PREFIX, timm_backbone
 from capsprune.data.preprocessing import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     Interpolation,
     Preprocessing,
 )
-from capsprune.errors import ModelError, unknown_name
+from capsprune.errors import ModelError
+from capsprune.tables import Table
 
 if TYPE_CHECKING:
     from torch import nn
@@ -19,19 +23,32 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Backbone:
-    """What capsprune knows of a backbone beside its weights."""
+    """What capsprune knows of a backbone beside its weights: an entry of `BACKBONES`.
 
-    name: str
+    Another package adds one by
+
+        BACKBONES.register("mine")(Backbone(("features",), "classifier", MyNetwork))
+    """
+
     #: Children whose sequence makes the trunk: all before pooling and classifier.
     trunk_children: tuple[str, ...]
     #: The last linear layer (a 1 x 1 convolution in SqueezeNet), whose outputs are the classes.
     classifier: str
+    #: Makes the network with freshly drawn weights: called with `num_classes=` and `arguments`.
+    build: Callable[..., nn.Module]
     #: The smallest image, in pixels a side, of which the trunk leaves something.
     smallest_image: int = 32
+    #: Whether the trunk's children are no sequence: the network's method `forward_features` makes
+    #: the feature map out of them.
+    has_features_method: bool = False
     #: Whether the backbone applies a ReLU between the trunk's last child and the pooling.
     relu_behind: bool = False
-    #: Whether torchvision has ImageNet weights.
-    has_imagenet_weights: bool = True
+    #: Who has weights of it that were trained on ImageNet.
+    publisher: Literal["torchvision", "timm"] | None = None
+    #: Which integers `build` takes beside the number of classes.
+    arguments: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    #: Chooses them by the image size, in pixels a side.
+    choose_arguments: Callable[[int], dict[str, int]] = lambda image_size: {}
     #: How its weights expect images to be shown, beside their size.
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
@@ -42,10 +59,37 @@ class Backbone:
         return Preprocessing(image_size, self.mean, self.std, self.interpolation)
 
 
+def _torchvision(name: str, num_classes: int) -> nn.Module:
+    """Build one of torchvision's networks, on the default device."""
+    import torch
+    import torchvision
+
+    device = torch.get_default_device()
+    # RegNet computes its widths with tensors, so that it cannot be built without values.
+    with torch.device("cpu" if name.startswith("regnet_") else device):
+        model: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=num_classes)
+    return model.to(device)
+
+
+def _mobilenet_v1(num_classes: int, stem_stride: int = 2) -> nn.Module:
+    from capsprune.backbones.mobilenet_v1 import MobileNetV1
+
+    return MobileNetV1(num_classes=num_classes, stem_stride=stem_stride)
+
+
 def _family(
-    names: str, trunk_children: tuple[str, ...], classifier: str, **others: Any
-) -> list[Backbone]:
-    return [Backbone(name, trunk_children, classifier, **others) for name in names.split()]
+    names: str, trunk_children: tuple[str, ...], classifier: str, **further: Any
+) -> dict[str, Backbone]:
+    return {
+        name: Backbone(
+            trunk_children,
+            classifier,
+            functools.partial(_torchvision, name),
+            publisher="torchvision",
+            **further,
+        )
+        for name in names.split()
+    }
 
 
 _FEATURES = ("features",)
@@ -53,60 +97,66 @@ _RESNET = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "lay
 _SHUFFLENET = ("conv1", "maxpool", "stage2", "stage3", "stage4", "conv5")
 _REGNET_SIZES = "400mf 800mf 1_6gf 3_2gf 8gf 16gf 32gf"
 
-_BACKBONES: dict[str, Backbone] = {
-    backbone.name: backbone
-    for backbone in (
-        *_family(
-            "mobilenet_v1", ("conv1", "bn1", "relu", "layers"), "linear", has_imagenet_weights=False
-        ),
-        *_family(
-            "resnet18 resnet34 resnet50 resnet101 resnet152 wide_resnet50_2 wide_resnet101_2 "
-            "resnext50_32x4d resnext101_32x8d resnext101_64x4d",
-            _RESNET,
-            "fc",
-        ),
-        *_family("mobilenet_v2", _FEATURES, "classifier.1"),
-        *_family("mobilenet_v3_small mobilenet_v3_large", _FEATURES, "classifier.3"),
-        *_family(
-            " ".join(f"vgg{depth} vgg{depth}_bn" for depth in (11, 13, 16, 19)),
-            _FEATURES,
-            "classifier.6",
-        ),
-        *_family(
-            "densenet121 densenet161 densenet169 densenet201",
-            _FEATURES,
-            "classifier",
-            relu_behind=True,
-        ),
-        *_family(
-            " ".join(
-                f"efficientnet_{size}" for size in (*(f"b{i}" for i in range(8)), "v2_s", "v2_m")
-            )
-            + " efficientnet_v2_l",
-            _FEATURES,
-            "classifier.1",
-        ),
-        *_family(
-            " ".join(f"regnet_{kind}_{size}" for kind in "xy" for size in _REGNET_SIZES.split())
-            + " regnet_y_128gf",
-            ("stem", "trunk_output"),
-            "fc",
-        ),
-        *_family(
-            "shufflenet_v2_x0_5 shufflenet_v2_x1_0 shufflenet_v2_x1_5 shufflenet_v2_x2_0",
-            _SHUFFLENET,
-            "fc",
-        ),
-        *_family("mnasnet0_5 mnasnet0_75 mnasnet1_0 mnasnet1_3", ("layers",), "classifier.1"),
-        *_family(
-            "convnext_tiny convnext_small convnext_base convnext_large", _FEATURES, "classifier.2"
-        ),
-        *_family("squeezenet1_0 squeezenet1_1", _FEATURES, "classifier.1"),
-        *_family("alexnet", _FEATURES, "classifier.6", smallest_image=63),
-    )
-}
+#: Below this image size MobileNetV1's stem keeps the resolution (see `MobileNetV1`).
+_SMALL_IMAGE = 64
 
-BACKBONES: tuple[str, ...] = tuple(sorted(_BACKBONES))
+BACKBONES: Table[Backbone] = Table("model", {}, error=ModelError)
+"""All backbones but timm's, which are as many as timm has."""
+
+_OWN: dict[str, Backbone] = {
+    "mobilenet_v1": Backbone(
+        ("conv1", "bn1", "relu", "layers"),
+        "linear",
+        _mobilenet_v1,
+        smallest_image=16,
+        arguments={"stem_stride": (1, 2)},
+        choose_arguments=lambda size: {"stem_stride": 1 if size < _SMALL_IMAGE else 2},
+    ),
+    **_family(
+        "resnet18 resnet34 resnet50 resnet101 resnet152 wide_resnet50_2 wide_resnet101_2 "
+        "resnext50_32x4d resnext101_32x8d resnext101_64x4d",
+        _RESNET,
+        "fc",
+    ),
+    **_family("mobilenet_v2", _FEATURES, "classifier.1"),
+    **_family("mobilenet_v3_small mobilenet_v3_large", _FEATURES, "classifier.3"),
+    **_family(
+        " ".join(f"vgg{depth} vgg{depth}_bn" for depth in (11, 13, 16, 19)),
+        _FEATURES,
+        "classifier.6",
+    ),
+    **_family(
+        "densenet121 densenet161 densenet169 densenet201",
+        _FEATURES,
+        "classifier",
+        relu_behind=True,
+    ),
+    **_family(
+        " ".join(f"efficientnet_{size}" for size in (*(f"b{i}" for i in range(8)), "v2_s", "v2_m"))
+        + " efficientnet_v2_l",
+        _FEATURES,
+        "classifier.1",
+    ),
+    **_family(
+        " ".join(f"regnet_{kind}_{size}" for kind in "xy" for size in _REGNET_SIZES.split())
+        + " regnet_y_128gf",
+        ("stem", "trunk_output"),
+        "fc",
+    ),
+    **_family(
+        "shufflenet_v2_x0_5 shufflenet_v2_x1_0 shufflenet_v2_x1_5 shufflenet_v2_x2_0",
+        _SHUFFLENET,
+        "fc",
+    ),
+    **_family("mnasnet0_5 mnasnet0_75 mnasnet1_0 mnasnet1_3", ("layers",), "classifier.1"),
+    **_family(
+        "convnext_tiny convnext_small convnext_base convnext_large", _FEATURES, "classifier.2"
+    ),
+    **_family("squeezenet1_0 squeezenet1_1", _FEATURES, "classifier.1"),
+    **_family("alexnet", _FEATURES, "classifier.6", smallest_image=63),
+}
+for _name in sorted(_OWN):
+    BACKBONES.register(_name)(_OWN[_name])
 
 _TRANSFORMER = "it is a transformer, and capsprune prunes the channels of convolutions"
 _OWN_INPUTS = (
@@ -121,76 +171,59 @@ _REFUSED: dict[str, str] = {
     "inception_v3": _OWN_INPUTS,
 }
 
-#: Below this image size MobileNetV1's stem keeps the resolution (see `MobileNetV1`).
-_SMALL_IMAGE = 64
-
-#: What `backbone_arguments` may give, by backbone and argument.
-_ARGUMENTS: dict[str, dict[str, tuple[int, ...]]] = {"mobilenet_v1": {"stem_stride": (1, 2)}}
-
 
 def backbone(name: str) -> Backbone:
     """Look a backbone up.
 
+    Args:
+        name: one of `BACKBONES`, or "timm:NAME".
+
     Raises:
         ModelError: if there is none of this name (the message has the nearest names), or it is one
-            that cannot be pruned (the message says why).
+            that cannot be pruned (the message says why), or it needs timm, which is not installed.
     """
-    if name in _BACKBONES:
-        return _BACKBONES[name]
+    if name.startswith(PREFIX):
+        return timm_backbone(name)
     for prefix, reason in _REFUSED.items():
-        if name.startswith(prefix):
+        if name not in BACKBONES and name.startswith(prefix):
             raise ModelError(
                 f"{name} cannot be used: {reason}; choose another backbone, such as resnet50."
             )
-    raise ModelError(unknown_name("model", name, BACKBONES))
+    return BACKBONES[name]
 
 
 def backbone_arguments(name: str, image_size: int) -> dict[str, Any]:
-    """Arguments, beside the number of classes, that suit images of this many pixels a side.
+    """Return arguments, beside the number of classes, that suit images of this size.
+
+    Args:
+        name: of the backbone.
+        image_size: pixels a side.
 
     Raises:
         ModelError: if the name is unknown, or the image size is too small for the backbone.
     """
-    smallest = backbone(name).smallest_image
-    arguments: dict[str, Any] = {}
-    if name == "mobilenet_v1":
-        arguments["stem_stride"] = 1 if image_size < _SMALL_IMAGE else 2
-        smallest = 16 * arguments["stem_stride"]
-    if image_size < smallest:
+    spec = backbone(name)
+    if image_size < spec.smallest_image:
         raise ModelError(
             f"An image size of {image_size} is too small for {name}, of which nothing would reach "
-            f"the feature map; give --image-size {smallest} or more."
+            f"the feature map; give --image-size {spec.smallest_image} or more."
         )
-    return arguments
+    return dict(spec.choose_arguments(image_size))
 
 
 def build_backbone(name: str, num_classes: int, **arguments: Any) -> nn.Module:
     """Build a backbone with its linear classifier and freshly drawn weights.
 
     Args:
-        name: one of `BACKBONES`.
+        name: one of `BACKBONES`, or "timm:NAME".
         num_classes: outputs of the classifier.
         arguments: those of `backbone_arguments`.
 
     Raises:
         ModelError: if the name is unknown, or an argument is none of these.
     """
-    backbone(name)
+    spec = backbone(name)
     for key, value in arguments.items():
-        known = _ARGUMENTS.get(name, {}).get(key)
-        if known is None or value not in known:
+        if value not in spec.arguments.get(key, ()):
             raise ModelError(f"{name} takes no {key} of {value}.")
-    if name == "mobilenet_v1":
-        from capsprune.backbones.mobilenet_v1 import MobileNetV1
-
-        return MobileNetV1(num_classes=num_classes, **arguments)
-    import torch
-    import torchvision
-
-    device = torch.get_default_device()
-    # RegNet computes its widths with tensors, so that it cannot be built without values.
-    with torch.device("cpu" if name.startswith("regnet_") else device):
-        model: nn.Module = torchvision.models.get_model(
-            name, weights=None, num_classes=num_classes, **arguments
-        )
-    return model.to(device)
+    return spec.build(num_classes=num_classes, **arguments)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import OrderedDict
 
 import torch
@@ -11,7 +12,7 @@ from capsprune.backbones.registry import backbone
 from capsprune.errors import ModelError
 
 
-def trunk_of(name: str, model: nn.Module) -> nn.Sequential:
+def trunk_of(name: str, model: nn.Module) -> nn.Module:
     """Take the trunk of a backbone; it shares the backbone's modules and keeps their names.
 
     Args:
@@ -23,10 +24,23 @@ def trunk_of(name: str, model: nn.Module) -> nn.Sequential:
     """
     spec = backbone(name)
     parts = OrderedDict((child, model.get_submodule(child)) for child in spec.trunk_children)
+    if spec.has_features_method:
+        return _features_of(model, parts)
     if spec.relu_behind:
         parts["relu_behind"] = nn.ReLU()
     trunk = nn.Sequential(parts)
     trunk.training = model.training  # a new module would claim to be in training mode
+    return trunk
+
+
+def _features_of(model: nn.Module, parts: OrderedDict[str, nn.Module]) -> nn.Module:
+    """Return a copy of a network that has these children alone and gives its feature map."""
+    trunk = copy.copy(model)
+    # The copy shares its dictionaries with the network until it gets its own.
+    for name in [name for name, value in vars(model).items() if isinstance(value, dict)]:
+        setattr(trunk, name, copy.copy(getattr(model, name)))
+    vars(trunk)["_modules"] = dict(parts)
+    trunk.forward = trunk.forward_features  # type: ignore[assignment]
     return trunk
 
 

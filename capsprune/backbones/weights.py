@@ -1,4 +1,4 @@
-"""Weights for a backbone: torchvision's ImageNet weights, or those in a file."""
+"""Weights for a backbone: ImageNet weights that are published, or those in a file."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import socket
 import sys
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from capsprune.backbones.matching import Found, find_weights
 from capsprune.backbones.registry import backbone
+from capsprune.backbones.timm_models import timm_weights
 from capsprune.backbones.weights_file import read_content
 from capsprune.errors import CheckpointError, ModelError
 
@@ -59,7 +60,7 @@ def initialise(model: nn.Module, name: str, weights: str, *, average: bool = Fal
             return f"from scratch, as {reason[0].lower()}{reason[1:]}"
         found = find_weights(content, model, name, source)
         _load(model, name, found, source)
-        return ", ".join(("torchvision's ImageNet weights", *found.notes))
+        return ", ".join((f"{backbone(name).publisher}'s ImageNet weights", *found.notes))
     found = read_weights(Path(weights), model, name, average=average)
     _load(model, name, found, weights)
     return ", ".join((f"weights from {weights}", *found.notes))
@@ -81,11 +82,16 @@ def read_weights(path: Path, model: nn.Module, name: str, *, average: bool = Fal
 
 
 def _imagenet_content(name: str) -> tuple[Any, str]:
-    """Read torchvision's ImageNet weights from the cache or fetch them, and say where they are."""
-    if not backbone(name).has_imagenet_weights:
+    """Read published ImageNet weights from the cache or fetch them, and say where they are."""
+    publisher = backbone(name).publisher
+    if publisher is None:
         raise ModelError(
-            f"torchvision has no ImageNet weights for {name}; give --weights none or a file."
+            f"There are no ImageNet weights for {name}; give --weights none or a file."
         )
+    return _PUBLISHED[publisher](name)
+
+
+def _torchvision_content(name: str) -> tuple[Any, str]:
     import torchvision
 
     chosen = torchvision.models.get_model_weights(name).DEFAULT
@@ -108,6 +114,18 @@ def _imagenet_content(name: str) -> tuple[Any, str]:
     finally:
         socket.setdefaulttimeout(before)
     return content, str(cached)
+
+
+def _timm_content(name: str) -> tuple[Any, str]:
+    """Read what timm publishes, which its hub keeps as safetensors."""
+    path = timm_weights(name)
+    return read_content(path), str(path)
+
+
+_PUBLISHED: dict[str, Callable[[str], tuple[Any, str]]] = {
+    "torchvision": _torchvision_content,
+    "timm": _timm_content,
+}
 
 
 def _load(model: nn.Module, name: str, found: Found, source: str) -> None:
