@@ -195,7 +195,7 @@ class Options(BaseModel):
 class TrainOptions(Options):
     """Options of `train`: the baseline, an unpruned backbone with its linear classifier."""
 
-    model: ModelName = Field(description="Backbone, such as resnet50 or mobilenet_v1.")
+    model: ModelName = Field(description="Backbone, such as resnet50, mobilenet_v1 or timm:NAME.")
     data: DataName = Field("digits", description=f"Data set: {DATA_SETS.help()}.")
     data_root: DataRoot = None
     image_size: ImageSize | None = Field(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from capsprune.backbones.registry import backbone
 from capsprune.backbones.state_dicts import (
     AVERAGED_COUNT,
+    TIMMS,
     Place,
     StateDict,
     library_of,
@@ -20,6 +21,7 @@ from capsprune.backbones.state_dicts import (
     renamed,
     state_dicts,
 )
+from capsprune.backbones.timm_models import is_timm
 from capsprune.errors import CheckpointError, listed
 
 #: Batch norms count their batches in a tensor that old files lack and that plays no part here.
@@ -297,11 +299,13 @@ def _check_stem(model: nn.Module, found: Mapping[str, Tensor], name: str, source
 
 def _refuse_library(states: Iterable[StateDict], name: str, source: str) -> None:
     """Refuse another library's names, saying whose they are."""
-    if found := library_of(states):
+    if (found := library_of(states)) and not (is_timm(name) and found[0] == TIMMS):
         whose, key = found
+        theirs = "timm's" if is_timm(name) else "torchvision's"
+        other = ", or give --model timm:NAME" if whose == TIMMS else ""
         raise CheckpointError(
             f"{source} looks like {whose} ('{key}'), which name and lay out their tensors "
-            f"otherwise than {name} does here; give a state dict of torchvision's network."
+            f"otherwise than {name} does here; give a state dict of {theirs} network{other}."
         )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from capsprune.backbones.timm_models import PREFIX, timm_backbone
+from capsprune.backbones.timm_models import is_timm, timm_backbone
 from capsprune.data.preprocessing import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -182,7 +182,7 @@ def backbone(name: str) -> Backbone:
         ModelError: if there is none of this name (the message has the nearest names), or it is one
             that cannot be pruned (the message says why), or it needs timm, which is not installed.
     """
-    if name.startswith(PREFIX):
+    if is_timm(name):
         return timm_backbone(name)
     for prefix, reason in _REFUSED.items():
         if name not in BACKBONES and name.startswith(prefix):

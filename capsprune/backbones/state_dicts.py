@@ -25,12 +25,13 @@ _USUAL = ((), *((key,) for key in ("state_dict", "model_state_dict", "model", "n
 #: How deep dictionaries are searched, and the longest name that is looked at.
 _DEPTH, _LONGEST_NAME = 5, 500
 
+TIMMS = "timm's networks"
 #: Whose names these are that torchvision has not. Numbers and parts follow any prefix.
 _OTHERS_NAMES: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
     (whose, re.compile(rf"(?:^|\.)(?:{names})"))
     for whose, names in (
         (
-            "timm's networks",
+            TIMMS,
             r"conv_stem\.weight|conv_head\.weight|s1\.b1\.conv1\.conv\.|stages\.\d\.blocks\.\d|"
             r"pre_logits\.fc1\.|blocks\.\d\.\d\.conv_",
         ),

@@ -20,6 +20,11 @@ PREFIX = "timm:"
 _SIZES = (32, 48, 64, 96, 128, 224, 256)
 
 
+def is_timm(name: str) -> bool:
+    """Whether a backbone is one of timm's."""
+    return name.startswith(PREFIX)
+
+
 @functools.cache
 def timm_backbone(name: str) -> Backbone:
     """Return what is known of one of timm's networks.
@@ -101,8 +106,8 @@ def timm_weights(name: str) -> Path:
     Raises:
         ModelError: if they are neither cached nor within reach.
     """
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     repository = pretrained_config(name)["hf_hub_id"]
     place = (repository, "model.safetensors")
@@ -111,8 +116,10 @@ def timm_weights(name: str) -> Path:
     except LocalEntryNotFoundError:
         pass
     try:
+        # Asked once: to download tries again for half a minute where there is no network.
+        get_hf_file_metadata(hf_hub_url(*place))
         return Path(hf_hub_download(*place))
-    except (OSError, HfHubHTTPError, ValueError) as error:
+    except Exception as error:  # Whatever the hub's client, and its own, may raise.
         reason = str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
         raise ModelError(
             f"The ImageNet weights of {name} are neither cached nor within reach ({reason}); give "
