@@ -167,12 +167,12 @@ class PrunableLayer(ABC):
                 f"has {sizes['in']} inputs and {sizes['out']} outputs, which its {self.groups} "
                 "groups do not divide"
             )
+        before = {axis: self.size(axis) for axis in sizes}
         for key, tensor in [*self.tensors()]:
             shape = list(tensor.shape)
             for axis, dim in self.dims(key, tensor).items():
-                if axis in sizes:
-                    # 90 columns for 10 inputs, say; 1 / groups in a grouped convolution.
-                    shape[dim] = sizes[axis] * shape[dim] // self.size(axis)
+                if axis in sizes:  # The weight of a grouped convolution has a part of the inputs.
+                    shape[dim] = sizes[axis] * shape[dim] // before[axis]
             self.replace(key, _like(tensor, tensor.detach().new_empty(shape)))
         self.set_sizes(sizes)
 
