@@ -101,12 +101,12 @@ def _choose(
     chosen = averages if average or not trained else trained
     usual = [place for place in chosen if place.is_usual]
     first = usual[0] if len(usual) == 1 else chosen[0]
-    others = [place for place in chosen if place is not first]
-    others = [place for place in others if not _same_tensors(first, place, trunk, own)]
-    if others and len(usual) != 1:
+    rivals = [place for place in chosen if place is not first]
+    rivals = [place for place in rivals if not _same_tensors(first, place, trunk, own)]
+    if rivals and len(usual) != 1:
         raise CheckpointError(
             f"{source} holds weights of {name} more than once, under '{first.label}' and "
-            f"'{others[0].label}'; save those to use alone."
+            f"'{rivals[0].label}'; save those to use alone."
         )
     notes = []
     if first.is_average:
@@ -117,8 +117,8 @@ def _choose(
             notes[-1] += ", as asked"
     elif averages:
         notes.append(f"the weights as trained, not their moving average ('{averages[0].label}')")
-    if others:
-        notes.append(f"those of '{first.label}', not of '{others[0].label}'")
+    if rivals:
+        notes.append(f"those of '{first.label}', not of '{rivals[0].label}'")
     if first.prefix and not first.is_average:
         notes.append(f"found under '{first.prefix}'")
     beside = sorted(
@@ -132,10 +132,10 @@ def _choose(
     return first, notes
 
 
-def _same_tensors(one: Place, other: Place, trunk: set[str], own: Mapping[str, Tensor]) -> bool:
-    """Whether two places hold the same numbers, as where a network is registered twice."""
+def _same_tensors(first: Place, second: Place, trunk: set[str], own: Mapping[str, Tensor]) -> bool:
+    """Return whether two places hold the same numbers, as where a network is registered twice."""
     for key in trunk:
-        a, b = one.state.tensors[one.prefix + key], other.state.tensors[other.prefix + key]
+        a, b = first.state.tensors[first.prefix + key], second.state.tensors[second.prefix + key]
         if a.shape != b.shape or a.dtype != b.dtype:
             return False
         # A tensor may claim any number of elements; what is larger than the network's is refused.
@@ -255,7 +255,7 @@ def _checked(
 
 
 def _unusable_kind(tensor: Tensor) -> str:
-    """What a tensor is that cannot be copied into a network, or ""."""
+    """Return what a tensor is that cannot be copied into a network, or ""."""
     if tensor.is_nested or tensor.layout != torch.strided:
         return "sparse"
     if tensor.is_meta:

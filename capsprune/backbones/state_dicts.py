@@ -154,7 +154,7 @@ def places_of(state: StateDict, trunk: set[str]) -> Iterator[Place]:
 
 
 def other_namings(model: nn.Module, trunk_children: tuple[str, ...]) -> Iterator[dict[str, str]]:
-    """Give the names that parts of a backbone have when they are saved without it.
+    """Yield the names that parts of a backbone have when they are saved without it.
 
     Args:
         model: the backbone.
@@ -173,7 +173,7 @@ def other_namings(model: nn.Module, trunk_children: tuple[str, ...]) -> Iterator
 
 
 def renamed(place: Place, naming: Mapping[str, str]) -> Place:
-    """Give the tensors at a place the backbone's names.
+    """Return the place with its tensors under the backbone's names.
 
     Args:
         place: where they are.
@@ -195,7 +195,7 @@ def renamed(place: Place, naming: Mapping[str, str]) -> Place:
 
 
 def library_of(states: Iterable[StateDict]) -> tuple[str, str] | None:
-    """Say whose names there are, if they are another library's, and give one of them.
+    """Return whose names there are, if they are another library's, and an example of them.
 
     Args:
         states: what a file holds.

@@ -21,7 +21,7 @@ _SIZES = (32, 48, 64, 96, 128, 224, 256)
 
 
 def is_timm(name: str) -> bool:
-    """Whether a backbone is one of timm's."""
+    """Return whether a backbone is one of timm's."""
     return name.startswith(PREFIX)
 
 

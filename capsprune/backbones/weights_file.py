@@ -161,7 +161,7 @@ def read_content(path: Path) -> Any:
 
 
 def digest(path: Path) -> str:
-    """Give the SHA-256 of a file of weights, in hexadecimal.
+    """Return the SHA-256 of a file of weights, in hexadecimal.
 
     Raises:
         CheckpointError: if it is missing, no regular file, or too large.
@@ -202,7 +202,7 @@ def _weights_in(folder: Path) -> str:
 
 
 def _kind(head: bytes) -> str:
-    """Say what a file is that holds no weights, and what to do, by how it begins."""
+    """Return what a file is that holds no weights, and what to do, by how it begins."""
     for offset, begins, what in _FOREIGN:
         if head[offset:].startswith(begins):
             return what
@@ -299,14 +299,14 @@ def _read_pytorch(path: Path) -> Any:
 
 
 def _reason(error: Exception) -> str:
-    """Say in one short line why a library did not read a file."""
+    """Return in one short line why a library did not read a file."""
     lines = str(error).splitlines() or [type(error).__name__]
     line = "".join(letter for letter in lines[0] if letter.isprintable())
     return line.split(". ")[0][:200]  # torch adds what it takes for the cause
 
 
 def _refuse_pickle(path: Path, message: str, error: Exception) -> NoReturn:
-    """Say what it is in a pickle that is not read."""
+    """Return what it is in a pickle that is not read."""
     found = re.search(r"GLOBAL (\S+) ", message)
     named = f" ({found[1][:200]})" if found and found[1].isprintable() else ""
     pickled = _pickled_head(path)

@@ -172,7 +172,7 @@ def check_value_range(value_range: tuple[float, float]) -> tuple[float, float]:
 
 
 def check_colour(colour: str) -> str:
-    """Give a colour, by name or as #rrggbb, as #rrggbb.
+    """Return a colour, given by name or as #rrggbb, as #rrggbb.
 
     Raises:
         ValueError: it is no colour.
@@ -206,7 +206,7 @@ def _formats() -> tuple[str, ...]:
 
 
 def _draft(file: Image.Image, size: int) -> float:
-    """Give the part of the shorter side to keep, and have a JPEG decoded no larger than needed."""
+    """Return what part of the shorter side to keep; have a JPEG decoded no larger than needed."""
     share = min(1.0, max(size / min(file.size), CROP_SHARE))
     # A JPEG can be decoded at a fraction of its size, which is several times faster.
     file.draft("RGB", (round(size / share), round(size / share)))
@@ -241,7 +241,7 @@ def _is_deep(image: Image.Image) -> bool:
 
 
 def _numbers(image: Image.Image) -> np.ndarray:
-    """The values of a deep image as they are meant: Pillow reads 32 bits as signed."""
+    """Return the values of a deep image as they are meant: Pillow reads 32 bits as signed."""
     values = np.asarray(image)
     tags = getattr(image, "tag_v2", {})
     if values.dtype == np.int32 and tags.get(_BITS) == (32,) and tags.get(_FORMAT, (1,)) == (1,):
@@ -284,7 +284,7 @@ def _as_rgb(image: Image.Image, decoding: Decoding) -> Image.Image:
 
 
 def _may_be_transparent(image: Image.Image) -> bool:
-    """Whether there is an alpha channel, a palette with one, or a transparent colour."""
+    """Return whether there is an alpha channel, a palette with one, or a transparent colour."""
     if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
         return True
     return image.mode == "P" and image.palette is not None and image.palette.mode.endswith("A")

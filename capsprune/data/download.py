@@ -78,7 +78,7 @@ def _failed(name: str, url: str, error: Exception) -> str:
 
 
 def checksum(path: Path) -> str:
-    """The MD5 of a file, in hexadecimal. It finds damage; it is no defence against forgery."""
+    """Return the MD5 of a file, in hexadecimal. It finds damage, but no forgery."""
     digest = hashlib.md5(usedforsecurity=False)
     with path.open("rb") as file:
         while block := file.read(_CHUNK):

@@ -101,9 +101,11 @@ def scan_image_folder(root: Path) -> ImageFolder:
                 f"which mean the same set: keep only one."
             )
     notes = []
-    others = [folder.name for folder in inside if folder not in of_sets]
-    if others:
-        notes.append(f"Folders of {root} beside train, val and test are left out: {listed(others)}")
+    ignored = [folder.name for folder in inside if folder not in of_sets]
+    if ignored:
+        notes.append(
+            f"Folders of {root} beside train, val and test are left out: {listed(ignored)}"
+        )
     (train,) = sets["train"]
     given = {what: sets[what][0] for what in ("validation", "test") if sets[what]}
     classes = subfolders(train)
@@ -122,7 +124,7 @@ def scan_image_folder(root: Path) -> ImageFolder:
 
 
 def _set_of(folder: Path) -> str | None:
-    """Which set a folder's name stands for."""
+    """Return which set a folder's name stands for."""
     name = folder.name.casefold()
     return next((what for what, names in SET_NAMES.items() if name in names), None)
 
@@ -149,7 +151,7 @@ def _scan(
     folders = {"train": classes}
     for what, folder in given.items():
         folders[what] = subfolders(folder)
-        _require_same(folder, tuple(utf8_name(one) for one in folders[what]), train, names)
+        _require_same(folder, tuple(utf8_name(path) for path in folders[what]), train, names)
     every = [folder for of_set in folders.values() for folder in of_set]
     found = find_images(every, root or train)
     found.require_usable()
@@ -225,7 +227,7 @@ def _require_same(
 
 
 def is_tiny_imagenet(folder: Path) -> bool:
-    """Whether a folder has Tiny ImageNet's layout."""
+    """Return whether a folder has Tiny ImageNet's layout."""
     return (folder / "train").is_dir() and (folder / "val" / "val_annotations.txt").is_file()
 
 

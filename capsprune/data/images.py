@@ -44,7 +44,7 @@ class ImageSet(Dataset[tuple[Tensor, Tensor]], ABC):
 
     @abstractmethod
     def select(self, indices: Sequence[int]) -> ImageSet:
-        """The images at these positions, in this order, as a set that shares its storage."""
+        """Return the images at these positions, in this order, as a set that shares its storage."""
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         """Fetch one image: uint8 [3, H, W] and its label, int64 []."""
@@ -78,7 +78,7 @@ class TensorImages(ImageSet):
         return images, self.labels[index]
 
     def select(self, indices: Sequence[int]) -> TensorImages:
-        """The images at these positions; the storage is shared."""
+        """Return the images at these positions; the storage is shared."""
         chosen = self._positions[torch.as_tensor(indices, dtype=torch.int64)]
         return TensorImages(self.storage, self._storage_labels, chosen)
 
@@ -119,7 +119,7 @@ class FileImages(ImageSet):
         return images, self.labels[torch.as_tensor(indices, dtype=torch.int64)]
 
     def select(self, indices: Sequence[int]) -> FileImages:
-        """The images at these positions."""
+        """Return the images at these positions."""
         index = torch.as_tensor(indices, dtype=torch.int64)
         paths = [self.paths[position] for position in index.tolist()]
         return FileImages(paths, self.labels[index], self.size, self.decoding)

@@ -96,12 +96,12 @@ class Split(BaseModel):
         It is equal for splits that are the same in effect.
         """
         # How it was drawn, and what is known of the files, which may move and be repaired.
-        others = {
+        without_effect = {
             *("data", "seed", "test_seed", "part", "method", "counts"),
             *("fingerprint", "file_sizes", "verified"),
         }
         # Fields at their defaults are left out, so that one that comes later changes no digest.
-        effect = self.model_dump_json(exclude=others, exclude_defaults=True)
+        effect = self.model_dump_json(exclude=without_effect, exclude_defaults=True)
         return hashlib.sha256(effect.encode()).hexdigest()
 
     @property
@@ -120,7 +120,7 @@ class Split(BaseModel):
         return self.seed if self.test_seed is None else self.test_seed
 
     def to_json(self) -> str:
-        """The split as JSON text."""
+        """Return the split as JSON text."""
         return self.model_dump_json(indent=None)
 
     @classmethod
@@ -334,7 +334,7 @@ def stratified_sample(
 
 
 def _quotas(counts: np.ndarray, share: float) -> np.ndarray:
-    """How many images of each class: largest remainders, and every class keeps one."""
+    """Return how many images of each class: largest remainders, and every class keeps one."""
     spare = counts - 1
     total = min(max(round(share * int(counts.sum())), 1), int(spare.sum()))
     quotas = np.minimum(np.floor(share * counts).astype(np.int64), spare)

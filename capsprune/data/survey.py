@@ -227,7 +227,7 @@ def _each(
 
 
 def _range_of(values: np.ndarray, whole: bool) -> tuple[float, float] | None:
-    """The range from the least to the greatest value, [N, 2]; None where they fill 16 bits."""
+    """Return the least and greatest of values [N, 2]; None where they fill 16 bits."""
     finite = values[np.isfinite(values)]
     if not len(finite) or finite.min() == finite.max():
         return None

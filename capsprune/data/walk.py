@@ -164,7 +164,7 @@ def _walk(
 
 
 def subfolders(folder: Path) -> list[Path]:
-    """The folders in a folder, but for hidden ones.
+    """Return the folders in a folder, but for hidden ones.
 
     Raises:
         DataError: one is a link that leads nowhere.
@@ -186,12 +186,12 @@ def in_order(paths: Iterable[Path]) -> list[Path]:
 
 
 def is_image(path: Path) -> bool:
-    """Whether a file is an image by its name."""
+    """Return whether a file is an image by its name."""
     return path.suffix.lower() in IMAGE_SUFFIXES and not is_hidden(path.name)
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a name is one that people do not see."""
+    """Return whether a name is one that people do not see."""
     return name.startswith(".") or name.lower() in ("thumbs.db", "desktop.ini", "__macosx")
 
 

@@ -17,7 +17,7 @@ def require_baseline(
     image_size: int | None,
     split_seed: int | None = None,
 ) -> Architecture:
-    """Give the description of the run's baseline, which must be what was asked for.
+    """Return the description of the run's baseline, which must be what was asked for.
 
     Args:
         session: of the command.

@@ -149,7 +149,7 @@ class Session:
     def new_split(
         self, stage: StageName, options: TrainOptions | ImportOptions, weights: Path | None
     ) -> NewSplit:
-        """Say how the images are split for a stage that begins a run.
+        """Return how the images are split for a stage that begins a run.
 
         They are split as asked, unless stages that stay, or the checkpoint that weights are taken
         from, were made with a split already.
@@ -281,10 +281,11 @@ class Session:
             yield prepared, labels.to(device)
 
     def _known_root(self, name: str) -> Path | None:
-        """Where the latest stage found the data, if it was told; of a folder, if it was moved."""
+        """Return where the latest stage was told to find the data; of a folder, if it was moved."""
         if data_set_kind(name) == FOLDER and data_set_folder(name).exists():
             return None
-        latest_first = sorted(self.run.stages.values(), key=lambda one: one.finished, reverse=True)
+        records = self.run.stages.values()
+        latest_first = sorted(records, key=lambda record: record.finished, reverse=True)
         roots = (record.summary.get("data_root") for record in latest_first)
         return next((native_path(root) for root in roots if isinstance(root, str)), None)
 
