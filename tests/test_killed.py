@@ -11,16 +11,15 @@ from pathlib import Path
 from unittest.mock import patch
 
 import pytest
-from matplotlib.figure import Figure
 from torch import nn
 
 from capsprune import checkpoint
 from capsprune.data.download import fetch, unpack_zip
 from capsprune.native import build
 from capsprune.pipeline.export import _copy as copy_to_output
-from capsprune.report import figures
+from capsprune.report import write
+from capsprune.report.charts import Figure
 from capsprune.report.results import Results
-from capsprune.report.write import write_report
 from capsprune.run import open_run
 
 Progress = Callable[..., None]
@@ -63,17 +62,21 @@ def save(folder: Path, _: Progress | None) -> None:
 
 
 def report(folder: Path, _: Progress | None) -> None:
-    write_report(Results("title", []), folder)
+    write.write_report(Results("title", []), folder)
 
 
 def draw(folder: Path, _: Progress | None) -> None:
-    figures.draw_figures(Results("title", []), folder)
+    write.draw_figures([FIGURE], folder)
+
+
+FIGURE = Figure("f", "title", "caption", [], [])
 
 
 @pytest.fixture
 def _one_figure(monkeypatch: pytest.MonkeyPatch) -> None:
-    drawing = figures._Drawing("f", "title", "caption", Figure())
-    monkeypatch.setattr(figures, "FIGURES", (lambda results: drawing,))
+    monkeypatch.setattr(write, "make_figures", lambda results: [FIGURE])
+    monkeypatch.setattr(write, "pictures", lambda figure: {"png": b"drawn"})
+    monkeypatch.setattr(write, "write_page", lambda *_: None)
 
 
 def export(folder: Path, _: Progress | None) -> None:
@@ -107,7 +110,7 @@ def compile_library(folder: Path, _: Progress | None) -> None:
 
 POINTS = {
     "checkpoint": (save, "capsprune.checkpoint.save"),
-    "figure": (draw, "matplotlib.figure.Figure.savefig"),
+    "figure": (draw, "pathlib.Path.write_bytes"),
     "export": (export, "shutil.copyfile"),
     "download": (download, None),
     "archive": (unpack, None),
@@ -142,11 +145,11 @@ def test_a_report_removes_what_another_left_of_a_figure_that_is_drawn_no_more(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def and_be_killed() -> None:
-        with patch("matplotlib.figure.Figure.savefig", kill):
-            report(tmp_path, None)
+        with patch("pathlib.Path.write_bytes", kill):
+            write.draw_figures([FIGURE], tmp_path / "figures")
 
     in_a_child(and_be_killed)
     assert list((tmp_path / "figures").iterdir())
-    monkeypatch.setattr(figures, "FIGURES", ())
+    monkeypatch.setattr(write, "make_figures", lambda results: [])
     report(tmp_path, None)
     assert not list((tmp_path / "figures").iterdir())

@@ -36,7 +36,7 @@ from capsprune.data.names import data_set
 from capsprune.data.preprocessing import Preprocessing
 from capsprune.data.sources import load_data
 from capsprune.data.transforms import EvaluationTransform, TrainingTransform
-from capsprune.files import replacing, write_text
+from capsprune.files import replacing, write_bytes, write_text
 from capsprune.progress import TerminalProgress
 from capsprune.pruning.adaptive_bn import recalibrate
 from capsprune.pruning.cost import CostModel, count_macs
@@ -47,6 +47,7 @@ from capsprune.pruning.search import SearchResult, search
 from capsprune.pruning.shrink import shrink
 from capsprune.pruning.space import SearchSpace
 from capsprune.pruning.study import Study
+from capsprune.report.charts import theme
 from capsprune.schedule import Schedule
 from capsprune.training.device import make_fabric
 from capsprune.training.evaluate import evaluate
@@ -397,54 +398,63 @@ def _shown(coefficient: float) -> str:
 
 def draw_correlation(subnets: Sequence[dict[str, float]], path: Path) -> None:
     """Draw accuracy before fine-tuning against accuracy after it, one panel for each score."""
-    from matplotlib.figure import Figure
+    import altair
 
     found = correlations(subnets)
-    figure = Figure(figsize=(8, 3.6), layout="constrained")
-    after = [100 * subnet["finetuned"] for subnet in subnets]
-    axes = figure.subplots(1, 2, sharey=True)
-    for axis, kind, title in zip(
-        axes,
-        ("stale", "calibrated"),
-        ("stale BN statistics", "recomputed BN statistics"),
-        strict=True,
+    panels = []
+    for kind, name in (
+        ("stale", "stale BN statistics"),
+        ("calibrated", "recomputed BN statistics"),
     ):
-        before = [100 * subnet[kind] for subnet in subnets]
-        axis.scatter(before, after, s=28, color="#2a6f97")
-        values = found[kind]
-        axis.set_title(
-            f"{title}\nPearson {_shown(values['pearson'])}, Spearman {_shown(values['spearman'])}, "
-            f"Kendall {_shown(values['kendall'])}",
-            fontsize=10,
+        points = [{"x": 100 * s[kind], "y": 100 * s["finetuned"]} for s in subnets]
+        values = ", ".join(
+            f"{coefficient.capitalize()} {_shown(found[kind][coefficient])}"
+            for coefficient in ("pearson", "spearman", "kendall")
         )
-        axis.set_xlabel("accuracy on held-out training images, before fine-tuning [%]")
-        axis.xaxis.label.set_size(8)
-        axis.grid(alpha=0.3)
-    axes[0].set_ylabel("test accuracy after fine-tuning [%]")
-    figure.suptitle(f"{len(subnets)} random sub-nets of MobileNetV1, 50 % FLOPs, Fashion-MNIST")
-    figure.savefig(path, dpi=130)
+        x = altair.X("x:Q", title="accuracy on held-out images before fine-tuning (%)")
+        y = altair.Y("y:Q", title="test accuracy after fine-tuning (%)")
+        panels.append(
+            altair.Chart(altair.InlineData(values=points), title=[name, values])
+            .mark_point(filled=True, size=50)
+            .encode(x.scale(zero=False), y.scale(zero=False))
+        )
+    title = f"{len(subnets)} random sub-nets of MobileNetV1, 50 % FLOPs, Fashion-MNIST"
+    _draw(altair.hconcat(*panels, title=title), path)
 
 
 def draw_methods(results: dict[str, dict[str, Any]], baseline: float, path: Path) -> None:
     """Draw each method's accuracy after calibration and after fine-tuning."""
-    from matplotlib.figure import Figure
+    import altair
 
-    figure = Figure(figsize=(8, 4.2), layout="constrained")
-    axis = figure.subplots()
-    rows = np.arange(len(results))[::-1]
-    calibrated = [100 * result["calibrated_accuracy"] for result in results.values()]
-    axis.scatter(calibrated, rows, color="#bc6c25", label="recalibrated", zorder=3)
-    for row, result in zip(rows, results.values(), strict=True):
-        after = [100 * value for value in result["finetuned_accuracy"]]
-        label = "fine-tuned (one dot a seed)" if row == rows[0] else None
-        axis.scatter(after, [row] * len(after), color="#2a6f97", label=label, zorder=3)
-    axis.axvline(100 * baseline, color="#666666", linewidth=1, linestyle="--", label="unpruned")
-    axis.set_yticks(rows, [METHODS[name][0] for name in results])
-    axis.set_xlabel("test accuracy [%]")
-    axis.grid(axis="x", alpha=0.3)
-    figure.legend(loc="outside lower center", ncols=3, fontsize=8)
-    axis.set_title("Half the FLOPs of MobileNetV1, Fashion-MNIST")
-    figure.savefig(path, dpi=130)
+    points = [
+        {"method": METHODS[name][0], "accuracy": 100 * accuracy, "what": what}
+        for name, result in results.items()
+        for what, accuracies in (
+            ("recalibrated", [result["calibrated_accuracy"]]),
+            ("fine-tuned (one dot a seed)", result["finetuned_accuracy"]),
+        )
+        for accuracy in accuracies
+    ]
+    unpruned = [{"accuracy": 100 * baseline, "what": "unpruned"}]
+    x = altair.X("accuracy:Q", title="test accuracy (%)").scale(zero=False)
+    colour = altair.Color("what:N", title=None).legend(orient="bottom")
+    dots = altair.Chart(altair.InlineData(values=points)).mark_point(filled=True, size=50)
+    line = altair.Chart(altair.InlineData(values=unpruned)).mark_rule(strokeDash=[6, 3])
+    order = [METHODS[name][0] for name in results]
+    chart = altair.layer(
+        line.encode(x=x, color=colour),
+        dots.encode(x=x, color=colour, y=altair.Y("method:N", title=None, sort=order)),
+        title="Half the FLOPs of MobileNetV1, Fashion-MNIST",
+        width=420,
+    )
+    _draw(chart, path)
+
+
+def _draw(chart: Any, path: Path) -> None:
+    import vl_convert
+
+    spec = chart.to_dict() | {"config": theme("light"), "padding": 10}
+    write_bytes(path, vl_convert.vegalite_to_png(spec, scale=2, allowed_base_urls=[]))
 
 
 def main() -> None:

@@ -1,197 +1,391 @@
-"""Charts of the report page: plain data in Plotly's terms, with colours by name.
+"""The look of the report's charts, and the marks that their panels are made of.
 
-A colour is the name of a custom property of the page's style sheet, such as "--series-1". The
-page's script puts in what it stands for, light or dark, when it draws.
+A chart is described once, in Vega-Lite, for the page as for its PNG and SVG. A description has no
+colours: they are in the theme, light or dark. What a colour says, a dash or a marker says too.
 """
 
 from __future__ import annotations
 
-import html
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import io
+import itertools
+import json
+import re
+import textwrap
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from functools import cache, cached_property
+from typing import Any, Literal
 
-from capsprune.report.results import Results, Row
+import altair as alt
+import vl_convert
+from PIL import Image
 
-#: The paper has finetuned in blue and frozen in red.
-FINETUNED, FROZEN = "--series-1", "--series-2"
-SERIES = ("--series-1", "--series-2", "--series-3", "--series-4", "--series-5")
-#: Sweeps prune to these; a level that is none of them takes the next colour that is free.
-_LEVELS = (0, 25, 50, 75)
-_SYMBOLS = ("circle", "diamond", "square", "triangle-up", "cross")
+Mode = Literal["light", "dark"]
+Record = dict[str, Any]
+Panel = alt.LayerChart
 
-#: Plotly's dashes, and what they are in SVG.
-DASHES = {"solid": "", "dash": "6 3", "dot": "2 3"}
+#: For light and for dark. The series begin with the paper's blue for finetuned and red for frozen,
+#: after Okabe and Ito, darkened or lightened where they would not stand out from the surface.
+COLOURS: dict[str, tuple[str, str]] = {
+    "page": ("#f6f7f9", "#0f1216"),
+    "surface": ("#ffffff", "#171b21"),
+    "ink": ("#1a1f26", "#e7eaee"),
+    "quiet": ("#586271", "#a0aab8"),
+    "rule": ("#dfe3e8", "#2c333d"),
+    "grid": ("#e9ecf0", "#262c35"),
+    "link": ("#005f96", "#6cc0f0"),
+    "faint": ("#7d8794", "#8791a0"),
+    "good": ("#00694b", "#4fd6a9"),
+    "bad": ("#a83f00", "#ff9d5c"),
+    "series-1": ("#0072b2", "#56b4e9"),
+    "series-2": ("#d55e00", "#ff8a3d"),
+    "series-3": ("#00875f", "#1fbf8f"),
+    "series-4": ("#b0578c", "#e08dbb"),
+    "series-5": ("#9a7400", "#e6b800"),
+    "series-6": ("#5d6570", "#c3cad3"),
+    "series-7": ("#4094c9", "#a5d6f4"),
+    "series-8": ("#d07a33", "#ffc59c"),
+}
+#: Of networks: two trunks with capsules, and in paler colours with a linear head.
+_PAIRED = (1, 2, 7, 8, 3, 4, 5, 6)
+SHAPES = ("circle", "diamond", "square", "triangle-up", "cross", "triangle-down", "triangle-right")
+SOLID, DASHED, DOTTED = [1, 0], [6, 3], [2, 3]
+DASHES = (SOLID, DASHED, DOTTED, [8, 3, 2, 3], [12, 4], [4, 2, 1, 2])
 
-Trace = dict[str, Any]
-Item = TypeVar("Item")
+#: Px of the screen for one of a picture.
+SCALE = 2
+#: What a panel needs beside its width for the labels of its axis, in px.
+_BESIDE = 48
 
-
-@dataclass(frozen=True)
-class Key:
-    """An entry of a legend: shows and hides the traces whose `legendgroup` is its label."""
-
-    label: str
-    color: str
-    dash: str | None = "solid"
-    #: "circle", "diamond", "square", "star", with "-open" if hollow, or None for no marker.
-    symbol: str | None = "circle"
-
-
-@dataclass(frozen=True)
-class Panel:
-    """One pair of axes."""
-
-    title: str
-    #: What goes upwards, with its unit. It stands above the chart, where it can be read upright.
-    up: str
-    traces: Sequence[Trace]
-    #: Plotly's layout, as far as it is this panel's own.
-    layout: Mapping[str, Any]
-    height: int = 260
+#: A click on a legend leaves what it is about in full colour, one beside it all.
+_SHOWN = alt.selection_point(name="shown", fields=["series"], bind="legend")
 
 
 @dataclass(frozen=True)
 class Figure:
-    """Panels under one caption with one legend."""
+    """Panels under one title with one legend."""
 
-    #: For links to it.
+    #: Name of its files, without their endings, and of its place on the page.
     name: str
     title: str
+    #: What it shows and how it is to be read.
     caption: str
-    #: The panels by group. Where there are several groups, the reader picks one.
-    groups: Mapping[str, Sequence[Panel]]
-    keys: Sequence[Key] = ()
-    #: What the groups are, for the label of the choice.
-    choice: str = "Show"
-    #: Widest a panel need be before a second stands beside it, in rem.
-    panel_width: int = 24
+    panels: Sequence[Panel]
+    #: Of its legends.
+    labels: Sequence[str]
+    #: The most panels side by side; where there is less room, as many as divide this.
+    columns: int = 3
+    #: Of a panel in a picture, in px; on the page as much as there is room for.
+    width: int = 270
+
+    @cached_property
+    def spec(self) -> dict[str, Any]:
+        """The figure in Vega-Lite, with what the page needs to fit it to a screen."""
+        columns = min(self.columns, len(self.panels))
+        with warnings.catch_warnings():
+            # That the panels share what is shown is meant.
+            warnings.filterwarnings("ignore", "Automatically deduplicated")
+            chart = alt.concat(*self.panels, columns=columns, spacing=26)
+            spec: dict[str, Any] = _drawable(chart.to_dict(validate=False))
+        # Vega-Lite measures nothing before it draws: a guess at a label of eleven px.
+        label = 6 * max(map(len, self.labels), default=0) + 44
+        spec["usermeta"] = {"beside": _BESIDE, "panel": self.width, "label": label}
+        for panel in spec["concat"]:
+            panel["width"] = self.width
+        room = columns * (self.width + _BESIDE)
+        spec["config"] = {"legend": {"columns": max(1, room // label)}}
+        return spec
 
 
-def axis(title: str, **options: Any) -> dict[str, Any]:
-    """Describe an axis.
+#: What XML cannot hold: vl-convert would end the process, not raise.
+_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]+")
 
-    Args:
-        title: with its unit.
-        options: of Plotly's axis.
+
+def _drawable(value: Any) -> Any:
+    """Return a description with blanks in place of the characters that no picture can hold."""
+    if isinstance(value, dict):
+        return {key: _drawable(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_drawable(item) for item in value]
+    return _CONTROLS.sub(" ", value) if isinstance(value, str) else value
+
+
+def pictures(figure: Figure) -> dict[str, bytes]:
+    """Draw a figure as a PNG and as an SVG, without asking anything of a network.
+
+    Returns:
+        Their contents by the endings of their names. The SVG has its words as text, to be searched
+        and read aloud.
     """
-    # 0.0008, not 800µ.
-    return {"title": {"text": escape(title)}, "exponentformat": "none", **options}
+    spec = figure.spec
+    config = theme("light")
+    config["legend"] |= spec["config"]["legend"]
+    spec = spec | {"config": config, "padding": 10}
+    svg = str(vl_convert.vegalite_to_svg(spec, allowed_base_urls=[]))
+    # Packed again, it has less than half of the bytes.
+    png = io.BytesIO()
+    drawn = Image.open(io.BytesIO(vl_convert.svg_to_png(svg, scale=SCALE)))
+    drawn.convert("RGB").save(png, "PNG")
+    return {"png": png.getvalue(), "svg": svg.encode()}
 
 
-def line(
-    key: Key,
-    x: Sequence[float],
-    y: Sequence[float],
-    tooltips: Sequence[str],
-    *,
-    deviations: Sequence[float | None] | None = None,
-    sizes: Sequence[float] | float = 8,
-    width: float = 2,
-    opacity: float = 1,
-) -> Trace:
-    """Make a line with markers, each with a tooltip.
+_GLOBALS = "window.vegaEmbed = vegaEmbed;"
 
-    Args:
-        key: the legend's entry that it belongs to; gives colour, dash and symbol.
-        x: rightwards.
-        y: upwards.
-        tooltips: one a point, as `tooltip` makes them.
-        deviations: half lengths of error bars, None where there is none.
-        sizes: of the markers, in px.
-        width: of the line, in px.
-        opacity: of the whole.
-    """
-    parts = {"lines": key.dash, "markers": key.symbol}
-    trace: Trace = {
-        "type": "scatter",
-        "mode": "+".join(part for part, style in parts.items() if style is not None),
-        "legendgroup": key.label,
-        "x": list(x),
-        "y": list(y),
-        "hoverinfo": "text",
-        "hovertext": list(tooltips),
-        "opacity": opacity,
+
+@cache
+def library() -> str:
+    """Return the script that draws charts on a page, for a page that loads nothing."""
+    return str(vl_convert.javascript_bundle(_GLOBALS))
+
+
+def theme(mode: Mode) -> dict[str, Any]:
+    """Return Vega-Lite's configuration: the colours of one mode, sizes and distances."""
+    colour = {name: pair[mode == "dark"] for name, pair in COLOURS.items()}
+    text = {"labelColor": colour["ink"], "titleColor": colour["quiet"], "titleFontWeight": "normal"}
+    sizes = {"labelFontSize": 11, "titleFontSize": 12}
+    return {
+        "background": colour["surface"],
+        "font": "sans-serif",
+        "view": {"stroke": None},
+        "axis": text
+        | sizes
+        | {
+            "domainColor": colour["faint"],
+            "tickColor": colour["faint"],
+            "gridColor": colour["grid"],
+            "labelOverlap": True,
+            "labelFlush": False,
+            "titlePadding": 8,
+        },
+        "legend": text
+        | sizes
+        | {
+            "orient": "bottom",
+            "direction": "horizontal",
+            "labelLimit": 0,
+            "symbolOpacity": 1,
+            "offset": 16,
+            "layout": {"bottom": {"anchor": "start", "direction": "vertical", "margin": 10}},
+        },
+        "title": {
+            "anchor": "start",
+            "frame": "group",
+            "color": colour["ink"],
+            "fontSize": 13,
+            "fontWeight": 600,
+            "subtitleColor": colour["quiet"],
+            "subtitleFontSize": 12,
+            "offset": 10,
+        },
+        "range": {
+            "category": [colour[name] for name in colour if name.startswith("series-")],
+            "ordinal": [colour[f"series-{number}"] for number in _PAIRED],
+            "symbol": list(SHAPES),
+        },
+        "style": {
+            "solid": {"stroke": colour["surface"], "strokeWidth": 0.8},
+            "hollow": {"fill": colour["surface"], "strokeWidth": 1.6},
+            "chosen": {"stroke": colour["ink"], "strokeWidth": 1.3},
+            "ink": {"stroke": colour["ink"], "fill": colour["ink"], "color": colour["ink"]},
+            "joining": {"stroke": colour["quiet"]},
+            "words": {"fill": colour["ink"], "fontSize": 11},
+        },
     }
-    if key.dash is not None:
-        trace["line"] = {"color": key.color, "dash": key.dash, "width": width}
-    if key.symbol is not None:
-        size = sizes if isinstance(sizes, int | float) else list(sizes)
-        trace["marker"] = {"color": key.color, "symbol": key.symbol, "size": size}
-        if key.symbol.endswith("-open"):
-            trace["marker"]["line"] = {"color": key.color, "width": 1.5}
-        elif isinstance(size, list):
-            # Those of several sizes may lie upon each other; Plotly would let them shine through.
-            trace["marker"]["opacity"] = 1
-            trace["marker"]["line"] = {"color": "--surface", "width": 1}
-    if deviations is not None and any(deviations):
-        trace["error_y"] = {
-            "type": "data",
-            "array": list(deviations),
-            "color": key.color,
-            "thickness": 1.5,
-            "width": 4,
-        }
-    return trace
 
 
-def tooltip(title: str, *lines: str | None) -> str:
-    """Write the text of a tooltip: a title and its lines, those that are None left out."""
-    return "<br>".join([f"<b>{escape(title)}</b>", *(escape(one) for one in lines if one)])
+def title(text: str, up: str) -> alt.TitleParams:
+    """Write what a panel shows, and what goes upwards, above it, where both are read upright."""
+    lines = textwrap.wrap(text.replace(" %", "\N{NO-BREAK SPACE}%"), 36)
+    return alt.TitleParams(lines or "", subtitle=up)
 
 
-def escape(text: str) -> str:
-    """Keep Plotly, which knows some HTML in texts, from reading markup into a name."""
-    return html.escape(text, quote=False)
+def looks(
+    field: str,
+    heading: str,
+    labels: Sequence[str],
+    *,
+    markers: bool = True,
+    lines: bool = False,
+    paired: bool = False,
+) -> dict[str, Any]:
+    """Tell apart by colour, and by marker or dash, what has different labels.
+
+    Args:
+        field: that has the label.
+        heading: of the legend.
+        labels: all of them, in their order: each looks alike in every panel.
+        markers: use markers too.
+        lines: use dashes too.
+        paired: they are networks, of which every third and fourth is paler.
+    """
+    scale, legend = alt.Scale(domain=list(labels)), alt.Legend(title=heading)
+    colours = alt.Scale(domain=list(labels), range="ordinal" if paired else "category")
+    found: dict[str, Any] = {"color": alt.Color(f"{field}:N", scale=colours, legend=legend)}
+    if markers:
+        found["shape"] = alt.Shape(f"{field}:N", scale=scale, legend=legend)
+    if lines:
+        styles = dict(zip(labels, itertools.cycle(DASHES), strict=False))
+        found["strokeDash"] = dashes(field, heading, styles)
+        found["color"].legend = alt.Legend(title=heading, symbolType="stroke", symbolSize=300)
+    return found
 
 
-def grouped(items: Iterable[Item], by: Callable[[Item], Any]) -> dict[Any, list[Item]]:
-    """Sort items into lists by what `by` gives, in the order in which they first appear."""
-    groups: dict[Any, list[Item]] = {}
-    for item in items:
-        groups.setdefault(by(item), []).append(item)
-    return groups
+def dashes(field: str, heading: str, styles: Mapping[str, Sequence[int]]) -> alt.StrokeDash:
+    """Give each label its dashes; a legend says so where there are several."""
+    scale = alt.Scale(domain=list(styles), range=[list(style) for style in styles.values()])
+    legend = alt.Legend(title=heading, symbolType="stroke", symbolSize=300)
+    return alt.StrokeDash(f"{field}:N", scale=scale, legend=legend if len(styles) > 1 else None)
 
 
-class Networks:
-    """How the networks of a backbone, a trunk, a head and a source look, in every figure alike."""
+def curves(
+    records: Sequence[Record],
+    x: alt.X,
+    *,
+    heading: alt.TitleParams,
+    encodings: Mapping[str, Any],
+    size: alt.Size | int = 60,
+    band: bool = False,
+    joining: bool = False,
+    height: int = 200,
+) -> Panel:
+    """Draw lines with a marker at each point.
 
-    def __init__(self, results: Results) -> None:
-        """Take all networks that there are."""
-        self._results = results
-        self._sources = list(dict.fromkeys(row.source for row in results.rows))
+    Args:
+        records: of the points: `x`, `y`, which line they belong to, `key`, and their place on it,
+            `order`; `low` and `high` where there is a spread, and `hollow` for a hollow marker.
+        x: what goes rightwards.
+        heading: of the panel.
+        encodings: colours, markers and dashes.
+        size: of the markers: an encoding, or px².
+        band: draw the spread as a band, in place of bars.
+        joining: lines join markers of different colours, and have none.
+        height: of the panel, in px.
+    """
+    y = alt.Y("y:Q", title=None, scale=alt.Scale(zero=False), axis=alt.Axis(tickCount=5))
+    colour = {"color": encodings["color"]}
+    layers: list[Any] = []
+    if any("low" in record for record in records):
+        chart = alt.Chart().transform_filter("isValid(datum.low)")
+        mark = chart.mark_errorband() if band else chart.mark_errorbar(ticks=True)
+        faded = _faded(0.15 if band else 1)
+        low, high = alt.Y("low:Q", title=None, scale=alt.Scale(zero=False)), alt.Y2("high:Q")
+        layers.append(mark.encode(x=x, y=low, y2=high, detail="key:N", opacity=faded, **colour))
+    left_out = {"shape", "color"} if joining else {"shape"}
+    lines = {name: value for name, value in encodings.items() if name not in left_out}
+    layers.append(
+        alt.Chart()
+        .mark_line(strokeWidth=1.7, style="joining" if joining else alt.Undefined)
+        .encode(x=x, y=y, detail="key:N", order="order:Q", opacity=_faded(1), **lines)
+    )
+    markers = {name: value for name, value in encodings.items() if name != "strokeDash"}
+    for style, chosen in (("hollow", "datum.hollow"), ("solid", "!datum.hollow")):
+        if style == "solid" or any(record.get("hollow") for record in records):
+            layers.append(_points(records, style, chosen, x, y, size, markers))
+    return _panel(layers, heading, height, records)
 
-    def key(self, row: Row) -> Key:
-        """Give the legend's entry of the networks that a row is one of."""
-        dash = "dot"
-        if row.backbone.startswith("resnet"):
-            dash = "dash"
-        elif row.backbone == "mobilenet_v1":
-            dash = "solid"
-        frozen = row.trunk == "frozen"
-        symbol = "circle" if frozen else "diamond"
-        label = f"{row.backbone}, {row.trunk}"
-        if source := self._results.source_of(row):
-            # Colours tell the trunks apart already.
-            symbol = _SYMBOLS[self._sources.index(source) % len(_SYMBOLS)]
-            label = f"{source}: {label}"
-        if row.head == "linear":
-            symbol += "-open"
-            label += ", linear"
-        return Key(label, FROZEN if frozen else FINETUNED, dash, symbol)
+
+def points(
+    records: Sequence[Record],
+    *,
+    heading: alt.TitleParams,
+    x: str,
+    encodings: Mapping[str, Any],
+) -> Panel:
+    """Draw points without lines, and those that were `chosen` larger and with an edge."""
+    right = alt.X(
+        "x:Q", title=x, scale=alt.Scale(zero=False, padding=12), axis=alt.Axis(tickCount=5)
+    )
+    up = alt.Y("y:Q", title=None, scale=alt.Scale(zero=False), axis=alt.Axis(tickCount=5))
+    layers = [
+        _points(records, "solid", "!datum.chosen", right, up, 45, encodings, 0.7),
+        _points(records, "chosen", "datum.chosen", right, up, 170, encodings),
+    ]
+    return _panel(layers, heading, 200, records)
 
 
-class Levels:
-    """Colours and markers by how much was pruned, the same in every figure."""
+def _points(
+    records: Sequence[Record],
+    style: str,
+    chosen: str,
+    x: alt.X,
+    y: alt.Y,
+    size: alt.Size | int,
+    encodings: Mapping[str, Any],
+    opacity: float = 1,
+) -> alt.Chart:
+    mark: dict[str, Any] = {"filled": style != "hollow", "style": style}
+    own: dict[str, Any] = {"tooltip": _tooltip(records), "opacity": _faded(opacity), **encodings}
+    (mark if isinstance(size, int) else own)["size"] = size
+    return (
+        alt.Chart()
+        .add_params(_SHOWN)
+        .transform_filter(chosen)
+        .mark_point(**mark)
+        .encode(x=x, y=y, **own)
+    )
 
-    def __init__(self, pruned: Iterable[int]) -> None:
-        """Take all levels that there are."""
-        self._order = [*_LEVELS, *sorted(set(pruned) - set(_LEVELS))]
 
-    def key(self, pruned: int, linear: bool = False) -> Key:
-        """Give the legend's entry of a level, of its capsules or of its linear control."""
-        place = self._order.index(pruned) % len(SERIES)
-        symbol = _SYMBOLS[place]
-        if linear:
-            return Key(f"{pruned} % pruned, linear", SERIES[place], "dot", f"{symbol}-open")
-        return Key(f"{pruned} % pruned", SERIES[place], "solid", symbol)
+def bars(
+    records: Sequence[Record],
+    count: int,
+    heading: alt.TitleParams,
+    x: str,
+    encodings: Mapping[str, Any],
+) -> Panel:
+    """Draw bars that go rightwards, with their names above them and their values behind them.
+
+    Args:
+        records: of the parts of the bars: `place` of the bar, `from` and `to` of the part, and of
+            the bar `label`, `value`, `low`, `high` and `end`.
+        count: how many bars there are.
+        heading: of the panel.
+        x: what goes rightwards.
+        encodings: colours.
+    """
+    right = alt.X("from:Q", title=x, axis=alt.Axis(tickCount=5))
+    up = alt.Y("place:O", axis=None, scale=alt.Scale(paddingInner=0.62, paddingOuter=0.5))
+    whole = alt.Chart().transform_filter("datum.from === 0")
+    parts = alt.Chart().mark_bar(style="solid")
+    layers = [
+        parts.encode(x=right, x2="to:Q", y=up, tooltip=_tooltip(records), **encodings),
+        whole.mark_rule(style="ink").encode(x="low:Q", x2="high:Q", y=up),
+        whole.mark_tick(style="ink", size=7, thickness=1).encode(x="low:Q", y=up),
+        whole.mark_tick(style="ink", size=7, thickness=1).encode(x="high:Q", y=up),
+        whole.mark_text(style="words", align="left", dx=5).encode(x="end:Q", y=up, text="value:N"),
+        whole.mark_text(style="words", align="left", dy=-16).encode(
+            x=alt.value(2), y=up, text="label:N"
+        ),
+    ]
+    return _panel(layers, heading, 36 * count + 10, records)
+
+
+def _panel(
+    layers: Sequence[alt.Chart], heading: alt.TitleParams, height: int, records: Sequence[Record]
+) -> Panel:
+    panel: Any = alt.layer(*layers, title=heading, height=height, data=_data(records))
+    return panel
+
+
+def _faded(opacity: float) -> Any:
+    return alt.condition(_SHOWN, alt.value(opacity), alt.value(0.07 * opacity))
+
+
+def _tooltip(records: Sequence[Record]) -> list[alt.Tooltip]:
+    """Show what the records have under names with a capital, and their `title` above it."""
+    names = dict.fromkeys(name for record in records for name in record if name[:1].isupper())
+    for record in records:
+        for name in names:
+            record.setdefault(name, "not available")
+    return [alt.Tooltip(f"{name}:N", title=name) for name in ("title", *names)]
+
+
+def _data(records: Sequence[Record]) -> alt.InlineData:
+    """Return records as a chart's own data, to six digits; NaN, which is no JSON, is refused."""
+    json.dumps(records, allow_nan=False)
+    return alt.InlineData(
+        values=[
+            {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in record.items()}
+            for record in records
+        ]
+    )

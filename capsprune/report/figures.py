@@ -1,652 +1,484 @@
-"""The report's figures, as PNG and SVG. Nothing here touches what other users of matplotlib set.
-
-Colours are those of Okabe and Ito, which people who see colours differently can tell apart; what a
-colour says, a line style or a marker says too.
-"""
+"""The report's figures: the records that each draws, and by what these are told apart."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any, TypeVar
 
-import matplotlib as mpl
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+import altair as alt
 
-from capsprune.files import make_folder, replacing
-from capsprune.report.columns import written
+from capsprune.report.charts import (
+    DASHED,
+    DOTTED,
+    SOLID,
+    Figure,
+    Panel,
+    Record,
+    bars,
+    curves,
+    dashes,
+    looks,
+    points,
+    title,
+)
+from capsprune.report.columns import FURTHER, PAPER, written
 from capsprune.report.results import (
+    COMPARED,
+    TRUNKS,
     Head,
     Latency,
     Results,
     Row,
     Search,
     Spread,
-    Trunk,
     accuracies_by_amount,
 )
 
-BLUE, VERMILLION, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#6E6E6E"
-#: The paper has finetuned in blue and frozen in red.
-TRUNK_COLOURS: dict[Trunk, str] = {"finetuned": BLUE, "frozen": VERMILLION}
-HEAD_COLOURS: dict[Head, str] = {"capsules": BLUE, "linear": GREY}
-#: By pruned level, in order; a level's colour hangs on its place among those of the figure.
-LEVEL_COLOURS = ("#000000", "#0072B2", "#009E73", "#D55E00", "#CC79A7", "#E69F00", "#56B4E9")
-PNG_DPI = 150
+Item = TypeVar("Item")
 
-_STYLE: Any = {
-    "text.parse_math": False,  # names may hold dollars
-    "font.size": 10,
-    "axes.titlesize": 10.5,
-    "axes.labelsize": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#E3E3E3",
-    "grid.linewidth": 0.7,
-    "legend.frameon": False,
-    "legend.fontsize": 9,
-    # Words stay words in the SVG: to be searched, and read aloud.
-    "svg.fonttype": "none",
-    "svg.hashsalt": "capsprune",
-}
-#: Width and height of one panel, in inches.
-_PANEL = (4.0, 3.1)
+_COLUMNS = {column.key: column for column in (*PAPER, *FURTHER)}
+#: Of a network, in its tooltip.
+_TOLD = ("accuracy", "training_flops", "forward_macs", "parameters", "bottleneck", "capsules",
+         "epoch", "memory", "energy", "seeds")  # fmt: skip
+_TRUNK_DASHES = {"finetuned": SOLID, "frozen": DASHED}
 
 
-@dataclass(frozen=True)
-class Drawn:
-    """A figure that was written."""
-
-    #: Name of its files, without their endings.
-    name: str
-    title: str
-    #: What it shows and how it is to be read.
-    caption: str
-    png: Path
-    svg: Path
+def make_figures(results: Results) -> list[Figure]:
+    """Return the figures that there are results for, in the order of the report."""
+    return [figure for make in FIGURES if (figure := make(results)) is not None]
 
 
-@dataclass(frozen=True)
-class _Drawing:
-    name: str
-    title: str
-    caption: str
-    figure: Figure
-
-
-def draw_figures(results: Results, directory: Path) -> list[Drawn]:
-    """Draw each figure that there are data for.
-
-    Args:
-        results: what to show.
-        directory: where the files go; made if it is not there.
-
-    Returns:
-        Those drawn, in the order of the report.
-    """
-    drawn = []
-    for draw in FIGURES:
-        with mpl.rc_context():
-            mpl.rcdefaults()
-            mpl.rcParams.update(_STYLE)
-            drawing = draw(results)
-            if drawing is None:
-                continue
-            make_folder(directory)
-            png, svg = (directory / f"{drawing.name}.{kind}" for kind in ("png", "svg"))
-            FigureCanvasAgg(drawing.figure)
-            # Without its date, the same results give the same file.
-            for path, metadata in ((png, None), (svg, {"Date": None})):
-                with replacing(path) as partial:
-                    drawing.figure.savefig(
-                        partial,
-                        format=path.suffix[1:],
-                        dpi=PNG_DPI,
-                        metadata=metadata,
-                        bbox_inches="tight",
-                    )
-            drawn.append(Drawn(drawing.name, drawing.title, drawing.caption, png, svg))
-    return drawn
-
-
-def accuracy_against_flops(results: Results) -> _Drawing | None:
+def accuracy_against_flops(results: Results) -> Figure | None:
     """Figure 3 of the paper: accuracy against the FLOPs of training, on a logarithmic axis."""
     rows = [row for row in results.rows if row.spread("training_flops") and row.spread("accuracy")]
     if not rows:
         return None
-    data_sets = list(dict.fromkeys(row.data for row in rows))
-    figure, axes = _panels(len(data_sets), size=(4.6, 3.9))
-    sizes = _marker_sizes(rows)
-    shapes = _shapes(results, rows)
-    for axis, data in zip(axes, data_sets, strict=True):
-        of_data = [row for row in rows if row.data == data]
-        # The controls first, so that what the figure is about lies above them.
-        for head in ("linear", "capsules"):
-            groups: dict[tuple[str, Trunk, str], list[Row]] = {}
-            for row in of_data:
-                if row.head == head:
-                    source = results.source_of(row)
-                    groups.setdefault((row.backbone, row.trunk, source), []).append(row)
-            for (backbone, trunk, source), line in groups.items():
-                hollow = head == "linear"
-                _draw_line(axis, line, backbone, trunk, sizes, shapes[source], hollow)
-        axis.set_xscale("log")
-        axis.set_title(data, loc="left")
-        axis.set_xlabel("total training FLOPs for one image (B)")
-        axis.set_ylabel("test accuracy (%)")
-        axis.margins(0.08)
-        _log_ticks(axis)
-    _legend_below(figure, _figure_3_legend(rows, sizes, shapes))
-    return _Drawing(
+    # The linear ones first, so that what the figure is about lies above them.
+    rows.sort(key=lambda row: (row.head != "linear", row.pruned))
+    labels = _labels(_series(results, row) for row in sorted(rows, key=_order))
+    levels = [_level(pruned) for pruned in sorted({row.pruned for row in rows})]
+    # Areas, of which the eye takes in the width.
+    sizes = [round(240 * (1 - place / len(levels)) ** 1.6) + 15 for place in range(len(levels))]
+    size = alt.Size(
+        "pruned:O",
+        scale=alt.Scale(domain=levels, range=sizes),
+        legend=alt.Legend(title="FLOPs pruned", symbolType="circle"),
+    )
+    backbones = {row.backbone: _backbone_dash(row.backbone) for row in rows}
+    panels = []
+    for where, of_data in grouped(rows, lambda row: row.data).items():
+        records = [
+            {
+                "key": f"{_series(results, row)}, {row.backbone}",
+                "x": _spread(row, "training_flops").mean / 1e9,
+                **_percent(_spread(row, "accuracy")),
+                "series": _series(results, row),
+                "backbone": row.backbone,
+                "pruned": _level(row.pruned),
+                "order": row.pruned,
+                "hollow": row.head == "linear",
+                **_tip(results, row),
+            }
+            for row in of_data
+        ]
+        x = alt.X(
+            "x:Q",
+            title="total training FLOPs for one image (B)",
+            scale=alt.Scale(type="log", padding=14, nice=False),
+            axis=alt.Axis(format="~g", tickCount=6),
+        )
+        encodings = looks("series", "Head and trunk", labels, paired=True)
+        encodings["strokeDash"] = dashes("backbone", "Backbone", backbones)
+        heading = title(where, "test accuracy (%)")
+        panels.append(
+            curves(records, x, heading=heading, encodings=encodings, size=size, height=280)
+        )
+    return Figure(
         "figure3",
         "Accuracy against training FLOPs (Figure 3 of the paper)",
-        "Each marker is a configuration: mean over its seeds, with the standard deviation as bars. "
-        "Lines join the pruned levels of one backbone. Hollow markers are the linear controls.",
-        figure,
+        "Each marker is a configuration: mean over its seeds, with the standard deviation as bars; "
+        "the larger, the more of the backbone is left. Lines join the pruned levels of one "
+        "backbone. Hollow markers are linear heads on the same pruned backbones.",
+        panels,
+        [*labels, *backbones],
+        columns=2,
+        width=420,
     )
 
 
-def _draw_line(
-    axis: Axes,
-    rows: Sequence[Row],
-    backbone: str,
-    trunk: Trunk,
-    sizes: Mapping[int, float],
-    shape: str,
-    hollow: bool,
-) -> None:
-    rows = sorted(rows, key=lambda row: row.pruned)
-    points = [(_known(row, "training_flops"), _known(row, "accuracy")) for row in rows]
-    x = [flops.mean / 1e9 for flops, _ in points]
-    y = [100 * accuracy.mean for _, accuracy in points]
-    colour = _lighter(TRUNK_COLOURS[trunk]) if hollow else TRUNK_COLOURS[trunk]
-    axis.plot(
-        x, y, color=colour, linestyle=_line_style(backbone), linewidth=0.9 if hollow else 1.5,
-        zorder=1 if hollow else 3,
-    )  # fmt: skip
-    for left, up, row, (_, accuracy) in zip(x, y, rows, points, strict=True):
-        axis.errorbar(
-            left, up, yerr=100 * (accuracy.deviation or 0) or None, color=colour,
-            marker=shape, markersize=sizes[row.pruned],
-            markerfacecolor="white" if hollow else colour,
-            markeredgecolor=colour if hollow else "white", markeredgewidth=1.1 if hollow else 0.7,
-            elinewidth=1, capsize=2, zorder=2 if hollow else 4,
-        )  # fmt: skip
-
-
-def _shapes(results: Results, rows: Iterable[Row]) -> dict[str, str]:
-    """Give each source that is told apart a marker; the empty one has the circle."""
-    sources = dict.fromkeys(results.source_of(row) for row in rows)
-    named = zip((source for source in sources if source), itertools.cycle("Dsv^P"), strict=False)
-    return {"": "o", **dict(named)}
-
-
-def _figure_3_legend(
-    rows: Sequence[Row], sizes: Mapping[int, float], shapes: Mapping[str, str]
-) -> list[Line2D]:
-    handles = []
-    for trunk, colour in TRUNK_COLOURS.items():
-        if any(row.trunk == trunk for row in rows):
-            handles.append(Line2D([], [], color=colour, marker="o", linestyle="", label=trunk))
-    for backbone in dict.fromkeys(row.backbone for row in rows):
-        style = _line_style(backbone)
-        handles.append(Line2D([], [], color="black", linestyle=style, label=backbone))
-    if any(row.head == "linear" for row in rows):
-        handles.append(
-            Line2D(
-                [], [], color=GREY, marker="o", markerfacecolor="white", linestyle="",
-                label="linear control",
-            )
-        )  # fmt: skip
-    for source, shape in shapes.items():
-        if source:
-            handles.append(Line2D([], [], color=GREY, marker=shape, linestyle="", label=source))
-    for pruned, size in sizes.items():
-        handles.append(
-            Line2D(
-                [], [], color=GREY, marker="o", markersize=size, linestyle="",
-                markeredgecolor="white", label=f"{pruned} % pruned",
-            )
-        )  # fmt: skip
-    return handles
-
-
-def search_scatter(results: Results) -> _Drawing | None:
+def search_scatter(results: Results) -> Figure | None:
     """The candidates of each search: how many FLOPs they keep, and how they score."""
-    searches = [s for s in results.searches if any("score" in c for c in s.candidates)]
+    searches = [search for search in results.searches if search.scored]
     if not searches:
         return None
-    panels: dict[tuple[str, int], list[Search]] = {}
-    for one in sorted(searches, key=lambda s: (s.data, s.backbone, s.source, s.pruned, s.seed)):
-        panels.setdefault((results.where(one), one.pruned), []).append(one)
-    figure, axes = _panels(len(panels))
-    for axis, ((where, pruned), of_panel) in zip(axes, panels.items(), strict=True):
-        for one in of_panel:
-            _draw_search(axis, one)
-        axis.set_title(f"{_wrapped(where)}, {pruned} % pruned", loc="left")
-        axis.set_xlabel("FLOPs that remain (%)")
-        axis.set_ylabel("score: accuracy (%)")
-        axis.xaxis.set_major_locator(MaxNLocator(5))
-        axis.ticklabel_format(axis="x", useOffset=False)
-        axis.margins(0.1)
-    handles = [
-        Line2D([], [], color=BLUE, marker="o", alpha=0.55, linestyle="", label="candidate"),
-        Line2D(
-            [], [], color=VERMILLION, marker="D", markersize=8, markeredgecolor="black",
-            linestyle="", label="chosen",
-        ),
-    ]  # fmt: skip
-    seeds = {one.seed for one in searches}
-    several = f" The searches of {len(seeds)} seeds lie together." if len(seeds) > 1 else ""
-    _legend_below(figure, handles)
-    return _Drawing(
+    searches.sort(key=lambda s: (s.data, s.backbone, s.source, s.pruned, s.seed))
+    seeds = [f"seed {seed}" for seed in sorted({search.seed for search in searches})]
+    panels = []
+    for (where, pruned), group in grouped(
+        searches, lambda search: (results.where(search), search.pruned)
+    ).items():
+        records = [record for search in group for record in _candidates(search)]
+        panels.append(points(records, heading=title(f"{where}, {pruned} % pruned", "score (%)"),
+                             x="FLOPs that remain (%)", encodings=looks("series", "Search", seeds))
+        )  # fmt: skip
+    return Figure(
         "search",
         "What the searches tried",
         "Each point is a candidate strategy: the part of the FLOPs that it leaves, and the "
         "accuracy on held-out training images with recomputed batch norm statistics, before any "
-        f"fine-tuning.{several}",
-        figure,
+        "fine-tuning. Large ones with an edge were chosen.",
+        panels,
+        seeds,
     )
 
 
-def _draw_search(axis: Axes, search: Search) -> None:
-    scored = search.scored
-    others = [c for c in scored if c["index"] != search.best]
-    axis.plot(
-        [100 * c["flops_ratio"] for c in others], [100 * c["score"] for c in others],
-        marker="o", markersize=5, color=BLUE, alpha=0.55, linestyle="", markeredgewidth=0,
-    )  # fmt: skip
-    for best in (c for c in scored if c["index"] == search.best):
-        axis.plot(
-            100 * best["flops_ratio"], 100 * best["score"], marker="D", markersize=8,
-            color=VERMILLION, markeredgecolor="black", markeredgewidth=0.8, linestyle="", zorder=5,
-        )  # fmt: skip
+def _candidates(search: Search) -> list[Record]:
+    """Return a search's points, the chosen one last: it lies above the others."""
+    return [
+        {
+            "x": 100 * candidate["flops_ratio"],
+            "y": 100 * candidate["score"],
+            "series": f"seed {search.seed}",
+            "chosen": candidate["index"] == search.best,
+            "title": f"{'chosen' if candidate['index'] == search.best else 'candidate'} "
+            f"{candidate['index']}, seed {search.seed}",
+            "Score": f"{100 * candidate['score']:.2f} %",
+            "FLOPs left": f"{100 * candidate['flops_ratio']:.2f} %",
+            "Loss": _written(candidate.get("loss"), ".3f"),
+            "Rung": _written(candidate.get("rung"), "d"),
+            "Run": search.run,
+        }
+        for candidate in sorted(search.scored, key=lambda c: c["index"] == search.best)
+    ]
 
 
-def training_curves(results: Results) -> _Drawing | None:
-    """Loss and validation accuracy by epoch: one column of panels for each pruned level."""
-    rows = [row for row in results.rows if any(cell.epochs for cell in row.cells)]
-    if not rows:
-        return _backbone_curves(results)
-    groups: dict[tuple[str, int], list[Row]] = {}
-    for row in sorted(rows, key=lambda r: (r.data, r.backbone, r.source, r.pruned)):
-        groups.setdefault((results.where(row), row.pruned), []).append(row)
-    columns = min(len(groups), 4)
-    blocks = -(-len(groups) // columns)
-    figure, grid = _grid(2 * blocks, columns)
-    for axis in itertools.chain.from_iterable(grid):
-        axis.set_visible(False)
-    for position, ((where, pruned), of_panel) in enumerate(groups.items()):
-        block, column = divmod(position, columns)
-        pair = (grid[2 * block][column], grid[2 * block + 1][column])
-        for axis, (key, scale, label) in zip(pair, _CURVES, strict=True):
-            axis.set_visible(True)
-            for row in of_panel:
-                colour = TRUNK_COLOURS[row.trunk]
-                linear = row.head == "linear"
-                _band(
-                    axis, [cell.epochs for cell in row.cells], key, scale,
-                    _lighter(colour) if linear else colour, "--" if linear else "-",
-                )  # fmt: skip
-            axis.set_ylabel(label)
-            _epoch_axis(axis)
-        pair[0].set_title(f"{_wrapped(where)}\n{pruned} % pruned", loc="left")
-        pair[1].set_xlabel("epoch")
-    handles = [
-        Line2D(
-            [], [], color=_lighter(TRUNK_COLOURS[trunk]) if head == "linear" else
-            TRUNK_COLOURS[trunk], linestyle="--" if head == "linear" else "-",
-            label=f"{head}, {trunk}",
-        )
-        for head, trunk in dict.fromkeys((row.head, row.trunk) for row in rows)
+def training_curves(results: Results) -> Figure | None:
+    """Validation accuracy and loss by epoch, of heads and of the backbones that they are on."""
+    trainings = [
+        (results.where(row), row.pruned, f"{row.head}, {row.trunk}",
+         [cell.epochs for cell in row.cells])
+        for row in sorted(results.rows, key=_order)
+    ] + [
+        (results.where(group[0]), group[0].pruned, f"backbone, {stage}",
+         [backbone.epochs for backbone in group])
+        for (_, stage, _), group in grouped(
+            sorted(results.backbones, key=lambda one: (one.data, one.backbone, one.pruned)),
+            lambda one: (results.where(one), one.stage, one.pruned),
+        ).items()
     ]  # fmt: skip
-    _legend_below(figure, handles)
-    return _Drawing(
-        "training",
-        "Training of the heads",
-        "Means over the seeds, with a band from the lowest to the highest. The losses of the two "
-        "heads are not the same function: capsules have the margin loss, linear ones cross "
-        "entropy, so compare their accuracies alone.",
-        figure,
-    )
-
-
-_CURVES = (
-    ("validation_loss", 1.0, "validation loss"),
-    ("validation_accuracy", 100.0, "validation accuracy (%)"),
-)
-
-
-def _backbone_curves(results: Results) -> _Drawing | None:
-    """The curves of backbones, where no head was trained yet."""
-    backbones = [one for one in results.backbones if one.epochs]
-    if not backbones:
+    trainings = [training for training in trainings if any(training[-1])]
+    if not trainings:
         return None
-    panels: dict[str, list[Any]] = {}
-    for one in backbones:
-        panels.setdefault(results.where(one), []).append(one)
-    levels = _levels(one.pruned for one in backbones)
-    figure, grid = _grid(2, len(panels))
-    for column, (where, of_panel) in enumerate(panels.items()):
-        for line, (key, scale, label) in zip(grid, _CURVES, strict=True):
-            axis = line[column]
-            for stage, style in (("baseline", "--"), ("pruned", "-")):
-                for pruned, colour in levels.items():
-                    epochs = [o.epochs for o in of_panel if (o.stage, o.pruned) == (stage, pruned)]
-                    if epochs:
-                        _band(axis, epochs, key, scale, colour, style)
-            axis.set_ylabel(label)
-            _epoch_axis(axis)
-        grid[0][column].set_title(_wrapped(where), loc="left")
-        grid[1][column].set_xlabel("epoch")
-    found = dict.fromkeys((one.stage, one.pruned) for one in backbones)
-    handles = [
-        Line2D(
-            [], [], color=levels[pruned], linestyle="--" if stage == "baseline" else "-",
-            label="baseline" if stage == "baseline" else f"{pruned} % pruned",
-        )
-        for stage, pruned in found
-    ]  # fmt: skip
-    _legend_below(figure, handles)
-    return _Drawing(
+    labels = _labels(label for _, _, label, _ in trainings)
+    panels = []
+    for (where, pruned), group in sorted(grouped(trainings, lambda t: t[:2]).items()):
+        for key, factor, up in _METRICS:
+            records = [
+                record
+                for _, _, label, epochs in group
+                for record in _epochs(label, epochs, key, factor, up)
+            ]
+            if records:
+                panels.append(
+                    curves(
+                        records,
+                        alt.X("x:Q", title="epoch", axis=_WHOLE, scale=alt.Scale(nice=False)),
+                        heading=title(f"{where}, {pruned} % pruned", up),
+                        encodings=looks("series", "Network", labels, markers=False, lines=True),
+                        size=14,
+                        band=True,
+                    )
+                )
+    return Figure(
         "training",
-        "Training of the backbones",
-        "Means over the seeds, with a band from the lowest to the highest.",
-        figure,
+        "Training curves",
+        "Means over the seeds, with a band from the lowest to the highest. The losses of the heads "
+        "are not the same function: capsules have the margin loss, linear ones cross entropy, so "
+        "compare their accuracies alone.",
+        panels,
+        labels,
+        columns=4,
+        width=220,
     )
 
 
-def _band(
-    axis: Axes,
+_METRICS = (
+    ("validation_accuracy", 100.0, "validation accuracy (%)"),
+    ("validation_loss", 1.0, "validation loss"),
+)
+#: No tick between two whole numbers.
+_APART = alt.Scale(zero=False, nice=False, padding=12)
+_WHOLE = alt.Axis(format="d", tickMinStep=1, tickCount=5)
+
+
+def _epochs(
+    label: str,
     trainings: Sequence[Sequence[Mapping[str, float]]],
     key: str,
-    scale: float,
-    colour: str,
-    style: str,
-) -> None:
-    """Draw the mean over trainings, and from the lowest to the highest of them."""
-    # Where one ended earlier, the others go on without it.
-    by_epoch: list[list[float]] = [
-        [scale * row[key] for row in rows if row is not None and row.get(key) is not None]
-        for rows in itertools.zip_longest(*trainings)
-    ]
-    kept = [(number + 1, values) for number, values in enumerate(by_epoch) if values]
-    if not kept:
-        return
-    x = [number for number, _ in kept]
-    mark = "o" if len(kept) == 1 else ""
-    axis.plot(
-        x, [sum(v) / len(v) for _, v in kept], color=colour, linestyle=style, linewidth=1.6,
-        marker=mark, markersize=5,
-    )  # fmt: skip
-    if any(len(values) > 1 for _, values in kept):
-        low, high = [min(v) for _, v in kept], [max(v) for _, v in kept]
-        axis.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
+    factor: float,
+    up: str,
+) -> list[Record]:
+    """Return mean, lowest and highest of each epoch; those that ended earlier are left out."""
+    records = []
+    for number, rows in enumerate(itertools.zip_longest(*trainings), 1):
+        values = [factor * row[key] for row in rows if row and row.get(key) is not None]
+        if not values:
+            continue
+        mean = sum(values) / len(values)
+        record: Record = {"key": label, "series": label, "x": number, "order": number, "y": mean}
+        between = ""
+        if len(values) > 1:
+            record |= {"low": min(values), "high": max(values)}
+            between = f" ({min(values):.4g} to {max(values):.4g}, {len(values)} seeds)"
+        name = up.removesuffix(" (%)").capitalize()
+        records.append(record | {"title": f"{label}, epoch {number}", name: f"{mean:.4g}{between}"})
+    return records
 
 
-def latency_bars(results: Results) -> _Drawing | None:
+def latency_bars(results: Results) -> Figure | None:
     """Latency in ONNX Runtime by network, at each batch size, with the routing's part."""
     if not results.latencies:
         return None
-    batches = sorted({row.batch for row in results.latencies})
-    name_of = _latency_names(results)
-    names = list(dict.fromkeys(name_of(row) for row in sorted(results.latencies, key=_latency_key)))
-    height = 0.9 + 0.36 * len(names)
-    figure, axes = _panels(len(batches), size=(4.4, height), columns=2, sharey=True)
-    for axis, batch in zip(axes, batches, strict=True):
-        end = 0.0
-        for row in results.latencies:
-            if row.batch != batch:
-                continue
-            end = max(end, _draw_bar(axis, names.index(name_of(row)), row))
-        axis.set_yticks(range(len(names)), names)
-        axis.set_ylim(len(names) - 0.45, -0.55)
-        axis.set_xlim(0, 1.2 * end)
-        axis.grid(axis="y", visible=False)
-        axis.tick_params(axis="y", length=0)
-        axis.set_title(f"batch {batch}", loc="left")
-        axis.set_xlabel("latency (ms)")
-    handles: list[Any] = [
-        Patch(facecolor=BLUE, label="capsule network"),
-        Patch(facecolor=GREY, label="linear"),
-    ]
-    if any(row.routing_share for row in results.latencies):
-        routing = Patch(facecolor=VERMILLION, hatch="////", edgecolor="white", label="routing")
-        handles.insert(1, routing)
-    _legend_below(figure, handles)
-    providers = " and ".join(sorted({row.provider.upper() for row in results.latencies}))
-    return _Drawing(
+    rows = sorted(
+        results.latencies,
+        key=lambda r: (r.data, r.backbone, r.source, r.head == "linear", r.pruned, r.batch),
+    )
+    parts = _labels(record["series"] for row in rows for record in _bar(row, 0, ""))
+    panels = []
+    for (provider, data, batch), group in grouped(
+        rows, lambda row: (row.provider, row.data, row.batch)
+    ).items():
+        records = [
+            record
+            for place, row in enumerate(group)
+            for record in _bar(row, place, _after(results.source_of(row)))
+        ]
+        where = ", ".join(part for part in (provider.upper(), data, f"batch {batch}") if part)
+        panels.append(bars(records, len(group), title(where, ""), "latency (ms)",
+                           looks("series", "Head", parts, markers=False)))  # fmt: skip
+    providers = " and ".join(sorted({row.provider.upper() for row in rows}))
+    return Figure(
         "latency",
         "Latency in ONNX Runtime",
-        f"Medians on {providers}; whiskers are the quartiles of the repeats. The hatched part is "
-        "the share of the time that the routing takes.",
-        figure,
+        f"Medians on {providers}; whiskers are the quartiles of the repeats. The end of a bar is "
+        "the time that the routing takes, where it can be told.",
+        panels,
+        parts,
+        columns=2,
+        width=360,
     )
 
 
-def _draw_bar(axis: Axes, position: int, row: Latency) -> float:
-    """Draw one bar; returns where it ends, whisker and all."""
-    share = row.routing_share or 0
-    colour = HEAD_COLOURS[row.head]
-    routing = share * row.latency_ms
-    axis.barh(position, row.latency_ms - routing, height=0.66, color=colour)
-    if routing:
-        axis.barh(
-            position, routing, left=row.latency_ms - routing, height=0.66,
-            color=VERMILLION, hatch="////", edgecolor="white", linewidth=0,
-        )  # fmt: skip
-    axis.errorbar(
-        row.latency_ms, position, capsize=2.5, color="black", linewidth=1,
-        xerr=[
-            [max(row.latency_ms - row.p25_ms, 0)],
-            [max(row.p75_ms - row.latency_ms, 0)],
-        ],
-    )  # fmt: skip
-    end = max(row.latency_ms, row.p75_ms)
-    axis.annotate(
-        written(Spread(row.latency_ms, None, 1)), (end, position), xytext=(5, 0),
-        textcoords="offset points", va="center", fontsize=9,
-    )  # fmt: skip
-    return end
+def _routing(row: Latency) -> float:
+    return row.latency_ms * (row.routing_share or 0)
 
 
-def _latency_names(results: Results) -> Callable[[Latency], str]:
-    """Give what tells each network from the others, and no more than that."""
-    several_data = len({row.data for row in results.latencies}) > 1
+def _bar(row: Latency, place: int, source: str) -> list[Record]:
+    """Return the two parts of a bar: everything else, and the routing."""
+    rest, routing = row.latency_ms - _routing(row), _routing(row)
+    told = "not told apart" if row.routing_share is None else f"{100 * row.routing_share:.1f} %"
+    shared: Record = {
+        "place": place,
+        "label": source + row.label,
+        "value": written(Spread(row.latency_ms, None, 1)),
+        "end": max(row.latency_ms, row.p75_ms),
+        "low": min(row.p25_ms, row.latency_ms),
+        "high": max(row.p75_ms, row.latency_ms),
+        "title": source + row.label,
+        "Latency": f"{row.latency_ms:.2f} ms ({row.p25_ms:.2f} to {row.p75_ms:.2f} ms)",
+        "Batch": f"{row.batch}, on {row.provider.upper()}",
+        "Routing": "none" if row.head == "linear" else told,
+        "Kernel of the routing": row.routing_kernel or "none",
+    }
+    found = [shared | {"series": row.head, "from": 0, "to": rest}]
+    return found + ([shared | {"series": "routing", "from": rest, "to": rest + routing}]
+                    if routing else [])  # fmt: skip
 
-    def name(row: Latency) -> str:
-        data = f"{row.data}, " if several_data else ""
-        source = f"{found}, " if (found := results.source_of(row)) else ""
-        return f"{source}{data}{row.backbone} {row.pruned} %, {row.head}"
 
-    return name
-
-
-def _latency_key(row: Latency) -> tuple[Any, ...]:
-    return row.data, row.backbone, row.source, row.head == "linear", row.pruned
-
-
-def robustness_curves(results: Results) -> _Drawing | None:
-    """Accuracy under each distortion: capsules against the linear control."""
-    curves = _robustness(results)
-    if not curves:
+def robustness_curves(results: Results) -> Figure | None:
+    """Accuracy under each distortion: capsules against the linear baseline."""
+    panels = []
+    analysed = _analysed(results)
+    levels = _levels(results)
+    for (where, trunk), rows in grouped(
+        analysed, lambda row: (results.where(row), row.trunk)
+    ).items():
+        found = [(row, _distorted(results, row)) for row in rows]
+        kinds = {p["distortion"]: p["unit"] for _, points in found for p in points}
+        for distortion, unit in kinds.items():
+            if distortion == "none":
+                continue
+            records = [
+                record
+                for row, points in found
+                for head in COMPARED
+                for record in _under(row, points, distortion, unit, head)
+            ]
+            encodings = looks("series", "FLOPs pruned", levels)
+            encodings["strokeDash"] = dashes("head", "Head", _HEAD_DASHES)
+            x = alt.X("x:Q", title=f"{distortion} ({unit})", scale=alt.Scale(zero=False))
+            heading = title(f"{where}, {trunk}", f"test accuracy (%), {distortion}")
+            panels.append(curves(records, x, heading=heading, encodings=encodings, size=30))
+    if not panels:
         return None
-    names = list(dict.fromkeys(name for name, *_ in curves))
-    of_rows = list(dict.fromkeys(key for _, _, key, _ in curves))
-    figure, grid = _grid(len(of_rows), len(names), size=(3.3, 2.7), sharey="row")
-    for line, key in zip(grid, of_rows, strict=True):
-        for axis, name in zip(line, names, strict=True):
-            _draw_robustness(axis, curves, name, key)
-        line[0].set_ylabel(f"{_wrapped(key[0])}\n{key[1]}\ntest accuracy (%)")
-    for axis, name in zip(grid[0], names, strict=True):
-        axis.set_title(name, loc="left")
-    levels = _levels(level for _, _, _, level in curves)
-    handles = [
-        Line2D([], [], color="black", linestyle="-", label="capsules"),
-        Line2D([], [], color="black", linestyle=":", label="linear"),
-        *(
-            Line2D([], [], color=colour, marker="o", linestyle="", label=f"{level} % pruned")
-            for level, colour in levels.items()
-        ),
-    ]
-    _legend_below(figure, handles)
-    return _Drawing(
+    return Figure(
         "robustness",
         "Accuracy on distorted images",
-        "Capsule heads (solid) and linear controls (dotted) on the same trunks see the same "
-        "distorted test images; no training image was distorted so. Means over the seeds.",
-        figure,
+        "Capsule heads (solid) and linear heads (dotted, hollow) on the same trunks see the same "
+        "distorted test images; no training image was distorted so. At 0, or at a scale of 1, they "
+        "are as they were. Means over the seeds.",
+        panels,
+        levels,
+        columns=4,
+        width=220,
     )
 
 
-#: Name of the distortion, its unit, (where, trunk), per cent pruned.
-_RobustnessKey = tuple[str, str, tuple[str, str], int]
+_HEAD_DASHES = {"capsules": SOLID, "linear": DOTTED}
 
 
-def _robustness(results: Results) -> dict[_RobustnessKey, dict[str, dict[float, list[float]]]]:
-    """Gather the accuracies of all seeds, by head and amount."""
-    curves: dict[_RobustnessKey, dict[str, dict[float, list[float]]]] = {}
-    for row in results.rows:
-        if row.head != "capsules":
-            continue
-        for cell in row.cells:
-            records = results.analyses.get(cell.run, {}).get("robustness", ())
-            kinds = {r["distortion"]: r["unit"] for r in records if r["distortion"] != "none"}
-            for name, unit in kinds.items():
-                key = (name, unit, (results.where(row), row.trunk), row.pruned)
-                heads = curves.setdefault(key, {})
-                for head in HEAD_COLOURS:
-                    for amount, found in accuracies_by_amount(records, name, head).items():
-                        by_amount = heads.setdefault(head, {})
-                        by_amount.setdefault(amount, []).extend(100 * one for one in found)
-    return curves
-
-
-def _draw_robustness(
-    axis: Axes,
-    curves: Mapping[_RobustnessKey, Mapping[str, Mapping[float, Sequence[float]]]],
-    name: str,
-    key: tuple[str, str],
-) -> None:
-    levels = _levels(level for _, _, _, level in curves)
-    for (curve_name, unit, curve_key, level), heads in curves.items():
-        if (curve_name, curve_key) != (name, key):
-            continue
-        axis.set_xlabel(f"{name} ({unit})")
-        for head, by_amount in heads.items():
-            amounts = sorted(by_amount)
-            linear = head == "linear"
-            axis.plot(
-                amounts, [sum(by_amount[a]) / len(by_amount[a]) for a in amounts],
-                color=levels[level], linestyle=":" if linear else "-",
-                linewidth=1.3 if linear else 1.6, marker="o", markersize=3,
-                markerfacecolor="white" if linear else levels[level],
-            )  # fmt: skip
-
-
-def capsule_figures(results: Results) -> _Drawing | None:
-    """What the routing does in each iteration, and the bottleneck's entropy by pruned level."""
-    rows = [
-        row
-        for row in results.rows
-        if row.head == "capsules" and any(cell.run in results.analyses for cell in row.cells)
+def _distorted(results: Results, row: Row) -> list[Mapping[str, Any]]:
+    return [
+        point
+        for cell in row.cells
+        for point in results.analyses.get(cell.run, {}).get("robustness") or ()
     ]
-    if not rows:
+
+
+def _under(
+    row: Row, points: Iterable[Mapping[str, Any]], distortion: str, unit: str, head: Head
+) -> list[Record]:
+    """Return the line of one head under one distortion; empty if it was not measured."""
+    points = list(points)
+    if all(p["distortion"] != distortion or p.get(head) is None for p in points):
+        return []
+    by_amount = accuracies_by_amount(points, distortion, head)
+    records = []
+    for amount, accuracies in sorted(by_amount.items()):
+        spread = Spread.of([100 * accuracy for accuracy in accuracies])
+        records.append(
+            {
+                "key": f"{row.pruned} {head}",
+                "series": _level(row.pruned),
+                "head": head,
+                "hollow": head == "linear",
+                "x": amount,
+                "order": amount,
+                "y": spread.mean,
+                "title": f"{row.pruned} % pruned, {head}",
+                distortion.capitalize(): f"{amount:g} {unit}".rstrip(),
+                "Accuracy": f"{written(spread, 2)} %",
+                "Seeds": len(accuracies),
+            }
+        )
+    return records
+
+
+def capsule_figures(results: Results) -> Figure | None:
+    """What the routing does in each iteration, and what pruning does to the bottleneck."""
+    levels = _levels(results)
+    panels: list[Panel] = []
+    rows = _analysed(results)
+    trunks: dict[str, Sequence[int]] = {
+        trunk: _TRUNK_DASHES[trunk] for trunk in TRUNKS if trunk in {r.trunk for r in rows}
+    }
+    for where, group in grouped(rows, results.where).items():
+        for key, text, up in _BY_ITERATION:
+            _add(panels, [r for row in group for r in _iterations(results, row, key, up)],
+                 alt.X("x:Q", title="routing iteration", axis=_WHOLE, scale=_APART),
+                 f"{where}: {text}", up, levels, trunks)  # fmt: skip
+        for key, factor, text, up in _BY_LEVEL:
+            _add(panels, [r for row in group for r in _by_level(results, row, key, factor, up)],
+                 alt.X("x:Q", title="pruned FLOPs (%)", scale=_APART,
+                       axis=alt.Axis(values=sorted({row.pruned for row in group}))),
+                 f"{where}: {text}", up, levels, trunks, joining=True)  # fmt: skip
+    if not panels:
         return None
-    groups = list(dict.fromkeys(results.where(row) for row in rows))
-    figure, grid = _grid(len(groups), 3, size=(3.9, 3.0))
-    levels = _levels(row.pruned for row in rows)
-    for line, where in zip(grid, groups, strict=True):
-        of_group = [row for row in rows if results.where(row) == where]
-        _draw_routing(line[0], of_group, results, "coupling_entropy", levels, "-")
-        _draw_routing(line[1], of_group, results, "agreement_true", levels, "-")
-        _draw_routing(line[1], of_group, results, "agreement_other", levels, ":")
-        _draw_entropy(line[2], of_group)
-        line[0].set_title(f"{_wrapped(where)}\nentropy of the couplings", loc="left")
-        line[1].set_title("\nagreement with the true class\n(dotted: with the others)", loc="left")
-        line[2].set_title("\nentropy of the bottleneck", loc="left")
-        line[2].set_ylabel("bits a unit")
-        line[2].set_xlabel("pruned FLOPs (%)")
-    handles: list[Any] = [
-        *(
-            Line2D([], [], color=colour, marker="o", linestyle="", label=f"{level} % pruned")
-            for level, colour in levels.items()
-        ),
-        *(
-            Line2D(
-                [],
-                [],
-                color=GREY,
-                marker=_TRUNK_MARKERS[trunk],
-                markerfacecolor="white",
-                linestyle="",
-                label=trunk,
-            )
-            for trunk in TRUNK_COLOURS
-            if any(row.trunk == trunk for row in rows)
-        ),
-    ]
-    _legend_below(figure, handles)
-    return _Drawing(
+    return Figure(
         "capsules",
         "What the capsules do",
-        "Left: how evenly a primary capsule spreads itself over the output capsules, by routing "
-        "iteration. Middle: how well its votes agree with the output capsule of the true class, "
-        "and with the others (dotted). Right: entropy of the bottleneck's units given the class, "
-        "with the standard deviation over the seeds.",
-        figure,
+        "By routing iteration: how evenly a primary capsule spreads itself over the output "
+        "capsules, and how well its votes agree with them (their dot product). By pruned level: "
+        "entropy of a unit of the bottleneck over the images of one class, how many units are "
+        "above zero, and how many primary capsules never are active. Means over the seeds, with "
+        "the standard deviation as bars.",
+        panels,
+        levels,
+        columns=3,
     )
 
 
-_TRUNK_MARKERS: dict[Trunk, str] = {"finetuned": "o", "frozen": "s"}
+#: Key of an analysis, what it is, and what goes upwards.
+_BY_ITERATION = (
+    ("coupling_entropy", "entropy of the couplings", "1 is uniform"),
+    ("agreement_true", "agreement with the true class", "dot product"),
+    ("agreement_other", "agreement with the other classes", "dot product"),
+)
+_BY_LEVEL = (
+    ("bottleneck_entropy", 1.0, "entropy of the bottleneck", "bits a unit"),
+    ("active_share", 100.0, "units that are on", "share (%)"),
+    ("never_active_share", 100.0, "dead primary capsules", "share (%)"),
+)
 
 
-def _draw_routing(
-    axis: Axes,
-    rows: Sequence[Row],
-    results: Results,
-    key: str,
-    levels: Mapping[int, str],
-    style: str,
+def _add(
+    panels: list[Panel],
+    records: list[Record],
+    x: alt.X,
+    text: str,
+    up: str,
+    levels: Sequence[str],
+    trunks: Mapping[str, Sequence[int]],
+    joining: bool = False,
 ) -> None:
-    for row in rows:
-        found = [results.analyses.get(cell.run, {}).get(key) for cell in row.cells]
-        series = [values for values in found if values]
-        if not series:
-            continue
-        means = [sum(values) / len(values) for values in zip(*series, strict=False)]
-        axis.plot(
-            range(1, len(means) + 1), means, color=levels[row.pruned], linestyle=style,
-            marker=_TRUNK_MARKERS[row.trunk], markersize=5, linewidth=1.4,
-        )  # fmt: skip
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axis.set_xlabel("routing iteration")
+    if records:
+        encodings = looks("series", "FLOPs pruned", levels)
+        encodings["strokeDash"] = dashes("trunk", "Trunk", trunks)
+        heading = title(text, up)
+        panels.append(curves(records, x, heading=heading, encodings=encodings, joining=joining))
 
 
-def _draw_entropy(axis: Axes, rows: Sequence[Row]) -> None:
-    for trunk in TRUNK_COLOURS:
-        line = sorted((row for row in rows if row.trunk == trunk), key=lambda row: row.pruned)
-        points = [(row.pruned, s) for row in line if (s := row.spread("bottleneck_entropy"))]
-        if points:
-            axis.errorbar(
-                [pruned for pruned, _ in points], [s.mean for _, s in points],
-                yerr=[s.deviation or 0 for _, s in points], color=GREY, capsize=2.5,
-                marker=_TRUNK_MARKERS[trunk], markersize=6, markerfacecolor="white", linewidth=1.4,
-            )  # fmt: skip
-    axis.margins(0.12)
+def _summaries(results: Results, row: Row) -> list[Mapping[str, Any]]:
+    return [results.analyses[cell.run] for cell in row.cells if cell.run in results.analyses]
+
+
+def _iterations(results: Results, row: Row, key: str, up: str) -> list[Record]:
+    seeds = [summary[key] for summary in _summaries(results, row) if summary.get(key)]
+    return [
+        _measured(results, row, f"iteration {number}", number, values, up)
+        | {"key": f"{row.pruned} {row.trunk}", "series": _level(row.pruned)}
+        for number, values in enumerate(zip(*seeds, strict=False), 1)
+    ]
+
+
+def _by_level(results: Results, row: Row, key: str, factor: float, up: str) -> list[Record]:
+    found = [summary.get(key) for summary in _summaries(results, row)]
+    values = [factor * value for value in found if value is not None]
+    if not values:
+        return []
+    record = _measured(results, row, "", row.pruned, values, up)
+    return [record | {"key": row.trunk, "series": _level(row.pruned)}]
+
+
+def _measured(
+    results: Results, row: Row, what: str, x: float, values: Sequence[float], up: str
+) -> Record:
+    spread = Spread.of(values)
+    named = f"{_after(results.source_of(row))}{row.backbone}, {row.pruned} % pruned, {row.trunk}"
+    return {
+        "x": x,
+        "order": x,
+        **_extent(spread),
+        "trunk": row.trunk,
+        "title": f"{named}, {what}".removesuffix(", "),
+        up.capitalize(): written(spread),
+        "Seeds": spread.count,
+    }
 
 
 #: In the order of the report.
-FIGURES: tuple[Callable[[Results], _Drawing | None], ...] = (
+FIGURES: tuple[Callable[[Results], Figure | None], ...] = (
     accuracy_against_flops,
     search_scatter,
     training_curves,
@@ -656,83 +488,85 @@ FIGURES: tuple[Callable[[Results], _Drawing | None], ...] = (
 )
 
 
-def _panels(
-    count: int, size: tuple[float, float] = _PANEL, columns: int = 3, sharey: bool = False
-) -> tuple[Figure, list[Axes]]:
-    """Make panels side by side, going on below; a place left over stays empty."""
-    columns = min(count, columns)
-    figure, grid = _grid(-(-count // columns), columns, size, "row" if sharey else False)
-    axes = list(itertools.chain.from_iterable(grid))
-    for axis in axes[count:]:
-        axis.set_visible(False)
-    return figure, axes[:count]
+def grouped(items: Iterable[Item], by: Callable[[Item], Any]) -> dict[Any, list[Item]]:
+    """Sort items into lists by what `by` gives, in the order in which they first appear."""
+    groups: dict[Any, list[Item]] = {}
+    for item in items:
+        groups.setdefault(by(item), []).append(item)
+    return groups
 
 
-def _grid(
-    rows: int, columns: int, size: tuple[float, float] = _PANEL, sharey: Any = False
-) -> tuple[Figure, list[list[Axes]]]:
-    figure = Figure(figsize=(size[0] * columns, size[1] * rows), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False, sharey=sharey)
-    return figure, [list(line) for line in axes]
+def _analysed(results: Results) -> list[Row]:
+    rows = [row for row in results.rows if row.head != "linear" and _summaries(results, row)]
+    return sorted(rows, key=_order)
 
 
-def _legend_below(figure: Figure, handles: Sequence[Any]) -> None:
-    width = figure.get_figwidth()
-    columns = max(2, min(len(handles), int(width / 1.55)))
-    figure.legend(handles=handles, loc="outside lower center", ncols=columns)
+def _order(row: Row) -> tuple[Any, ...]:
+    return (row.data, row.backbone, row.source, row.head == "linear",
+            TRUNKS.index(row.trunk), row.pruned)  # fmt: skip
 
 
-def _wrapped(where: str) -> str:
-    """Put the source, where there is one, on a line of its own."""
-    return where.replace(" (", "\n(")
+def _series(results: Results, row: Row) -> str:
+    return f"{_after(results.source_of(row))}{row.head}, {row.trunk}"
 
 
-def _marker_sizes(rows: Iterable[Row]) -> dict[int, float]:
-    """The more is pruned, the smaller the marker, as in the paper's figure."""
-    levels = sorted({row.pruned for row in rows})
-    return {level: 11.5 - 7.5 * level / 100 for level in levels}
+def _labels(labels: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(labels))
 
 
-def _levels(levels: Iterable[int]) -> dict[int, str]:
-    return dict(zip(sorted(set(levels)), itertools.cycle(LEVEL_COLOURS), strict=False))
+def _levels(results: Results) -> list[str]:
+    return [_level(pruned) for pruned in sorted({row.pruned for row in results.rows})]
 
 
-def _line_style(backbone: str) -> Literal["--", "-", ":"]:
+def _level(pruned: int) -> str:
+    return f"{pruned} %"
+
+
+def _after(source: str) -> str:
+    """Return what stands before the name of something of a source."""
+    return f"{source}: " if source else ""
+
+
+def _backbone_dash(backbone: str) -> list[int]:
     """The paper's: ResNets dashed, MobileNetV1 solid."""
     if backbone.startswith("resnet"):
-        return "--"
-    return "-" if backbone == "mobilenet_v1" else ":"
+        return DASHED
+    return SOLID if backbone == "mobilenet_v1" else DOTTED
 
 
-def _lighter(colour: str) -> str:
-    parts = (int(colour[place : place + 2], 16) for place in (1, 3, 5))
-    return "#" + "".join(f"{round(255 - 0.5 * (255 - part)):02x}" for part in parts)
-
-
-def _log_ticks(axis: Axes) -> None:
-    """Write plain numbers on a logarithmic axis, enough of them where it spans little."""
-    low, high = axis.get_xlim()
-    steps: tuple[float, ...] = (1,)
-    if high / low < 12:
-        steps = (1, 1.5, 2, 3, 5, 7)
-    elif high / low < 150:
-        steps = (1, 2, 5)
-    axis.xaxis.set_major_locator(LogLocator(subs=steps))
-    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.xaxis.set_minor_locator(NullLocator())
-    axis.set_xlim(low, high)
-
-
-def _epoch_axis(axis: Axes) -> None:
-    """Have whole epochs on the axis, and room beside a lone one."""
-    axis.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
-    low, high = axis.get_xlim()
-    if high - low < 1:
-        axis.set_xlim(0.5, 1.5)
-        axis.set_xticks([1])
-
-
-def _known(row: Row, value: str) -> Spread:
+def _spread(row: Row, value: str) -> Spread:
     found = row.spread(value)
     assert found is not None
     return found
+
+
+def _extent(spread: Spread) -> Record:
+    """Return a mean and, where there are several seeds, the ends of its error bar."""
+    if not spread.deviation:
+        return {"y": spread.mean}
+    return {
+        "y": spread.mean,
+        "low": spread.mean - spread.deviation,
+        "high": spread.mean + spread.deviation,
+    }
+
+
+def _percent(spread: Spread) -> Record:
+    return {name: 100 * value for name, value in _extent(spread).items()}
+
+
+def _tip(results: Results, row: Row) -> Record:
+    """Return what a network's tooltip says."""
+    tip = {"title": f"{row.backbone}, {row.pruned} % pruned", "Network": f"{row.trunk}, {row.head}"}
+    if source := results.source_of(row):
+        tip["Source"] = source
+    columns = [_COLUMNS[key] for key in _TOLD]
+    return tip | {
+        column.title: f"{column.text(row)} {column.unit}".rstrip()
+        for column in columns
+        if column.number(row) is not None
+    }
+
+
+def _written(value: float | None, form: str) -> str:
+    return "not told" if value is None else f"{value:{form}}"

@@ -8,7 +8,6 @@ import io
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from capsprune.report.claims import RULE, Claim
@@ -16,7 +15,7 @@ from capsprune.report.columns import IDENTITY, NOT_AVAILABLE, Column, table_colu
 from capsprune.report.results import Backbone, Cell, Results, Row, Spread
 
 if TYPE_CHECKING:
-    from capsprune.report.figures import Drawn
+    from capsprune.report.charts import Figure
 
 #: What a line of the CSV begins with, before a cell's `values` by name.
 _CELL = ("source", "run", "data", "backbone", "pruned", "trunk", "head", "seed")
@@ -25,7 +24,7 @@ _FORMULA = ("=", "+", "-", "@")
 
 
 def markdown(
-    results: Results, claims: Sequence[Claim], figures: Sequence[Drawn], directory: Path
+    results: Results, claims: Sequence[Claim], figures: Sequence[Figure], folder: str
 ) -> str:
     """Write the report.
 
@@ -33,7 +32,7 @@ def markdown(
         results: what to report.
         claims: what they say of the paper's claims.
         figures: that were drawn.
-        directory: where the report will lie; the figures are linked from there.
+        folder: where their pictures are, from the report.
     """
     parts = [f"# {_line_of(results.title)}"]
     for title, rows in tables(results):
@@ -43,9 +42,8 @@ def markdown(
     if claims:
         parts += ["## What holds, and what does not", RULE, _claims(claims)]
     for figure in figures:
-        link = figure.png.relative_to(directory).as_posix()
         title, caption = _line_of(figure.title), _line_of(figure.caption)
-        parts += [f"## {title}", f"![{title}]({link})", caption]
+        parts += [f"## {title}", f"![{title}]({folder}/{figure.name}.png)", caption]
     if results.missing:
         parts += ["## What is missing", _list(f"{k}: {v}" for k, v in results.missing.items())]
     if results.notes:
@@ -178,8 +176,8 @@ def _backbones(results: Results) -> str:
 def _figure(
     backbones: Iterable[Backbone], value: str, scale: float, digits: int | None = None
 ) -> str:
-    found = Spread.of([scale * one.values[value] for one in backbones if value in one.values])
-    return NOT_AVAILABLE if found is None else written(found, digits)
+    found = [scale * one.values[value] for one in backbones if value in one.values]
+    return written(Spread.of(found), digits) if found else NOT_AVAILABLE
 
 
 def _claims(claims: Sequence[Claim]) -> str:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Trunk = Literal["frozen", "finetuned"]
 Head = Literal["capsules", "linear"]
+#: In the order of tables and legends.
+TRUNKS: tuple[Trunk, ...] = ("finetuned", "frozen")
+#: Those that are compared on distorted images.
+COMPARED: tuple[Head, ...] = ("capsules", "linear")
 
 
 @dataclass(frozen=True)
@@ -50,16 +55,10 @@ class Spread:
     count: int
 
     @classmethod
-    def of(cls, numbers: Sequence[float]) -> Spread | None:
-        """Give the spread of a figure's values, or None if there are none."""
-        if not numbers:
-            return None
-        mean = sum(numbers) / len(numbers)
-        deviation = None
-        if len(numbers) > 1:
-            squares = sum((number - mean) ** 2 for number in numbers)
-            deviation = (squares / (len(numbers) - 1)) ** 0.5
-        return cls(mean, deviation, len(numbers))
+    def of(cls, numbers: Sequence[float]) -> Spread:
+        """Return the spread of a figure's values, of which there is one at least."""
+        deviation = statistics.stdev(numbers) if len(numbers) > 1 else None
+        return cls(statistics.fmean(numbers), deviation, len(numbers))
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,8 @@ class Row:
 
     def spread(self, value: str) -> Spread | None:
         """Give a figure over the seeds that have it, or None if none has."""
-        return Spread.of([cell.values[value] for cell in self.cells if value in cell.values])
+        found = [cell.values[value] for cell in self.cells if value in cell.values]
+        return Spread.of(found) if found else None
 
 
 @dataclass(frozen=True)

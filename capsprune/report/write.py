@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from capsprune.files import make_folder, remove_partials, write_text
+from capsprune.files import make_folder, remove_partials, write_bytes, write_text
+from capsprune.report.charts import Figure, pictures
 from capsprune.report.claims import Claim, claims
-from capsprune.report.figures import draw_figures
+from capsprune.report.figures import make_figures
 from capsprune.report.markdown import markdown, results_csv
 from capsprune.report.page import write_page
 from capsprune.report.results import Results
@@ -42,9 +43,20 @@ def write_report(
     make_folder(directory)
     for folder in (directory, directory / FIGURES):
         remove_partials(folder)
-    figures = draw_figures(results, directory / FIGURES)
-    write_text(directory / MARKDOWN, markdown(results, judged, figures, directory))
+    figures = make_figures(results)
+    drawn = draw_figures(figures, directory / FIGURES)
+    write_text(directory / MARKDOWN, markdown(results, judged, figures, FIGURES))
     write_text(directory / CSV, results_csv(results))
-    write_page(results, directory / PAGE, judged)
-    drawn = [path for figure in figures for path in (figure.png, figure.svg)]
+    write_page(results, directory / PAGE, judged, figures)
     return [directory / MARKDOWN, directory / PAGE, directory / CSV, *drawn]
+
+
+def draw_figures(figures: Sequence[Figure], directory: Path) -> list[Path]:
+    """Draw each figure as PNG and as SVG; the directory is made if it is not there."""
+    paths = []
+    for figure in figures:
+        make_folder(directory)
+        for ending, content in pictures(figure).items():
+            paths.append(directory / f"{figure.name}.{ending}")
+            write_bytes(paths[-1], content)
+    return paths

@@ -253,7 +253,7 @@ def fuzz(folder: Path, kind: Kind, examples: int = EXAMPLES) -> None:
         # What takes most of the time reads none of the files.
         with (
             patch("capsprune.report.write.draw_figures", lambda *_: []),
-            patch("capsprune.report.page.get_plotlyjs", lambda: ""),
+            patch("capsprune.report.page.library", lambda: ""),
             patch("os.fsync", lambda descriptor: None),
             patch("typer.main.get_command", functools.cache(typer.main.get_command)),
         ):

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from page_results import make_results
 
+from capsprune.report.charts import pictures
 from capsprune.report.claims import Claim
-from capsprune.report.figures import draw_figures
+from capsprune.report.figures import make_figures
 from capsprune.report.markdown import escaped, markdown, results_csv
 from capsprune.report.results import Backbone, Results
 
@@ -80,9 +81,9 @@ def hostile():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_names_stay_text_in_markdown(hostile, tmp_path, name):
+def test_names_stay_text_in_markdown(hostile, name):
     claim = Claim(name, "holds", name)
-    shown, blocks, marks = rendered(markdown(hostile(name), [claim], [], tmp_path))
+    shown, blocks, marks = rendered(markdown(hostile(name), [claim], [], "figures"))
     line = as_one_line(name)
     assert shown.count(line) >= 6  # title, table, backbones, claim, evidence, note
     assert f"{line}: {line}" in shown
@@ -120,9 +121,15 @@ def test_a_spreadsheet_takes_no_name_for_a_formula(hostile, name):
     assert next(csv.DictReader(io.StringIO(text)))["loss"] == "-0.5"
 
 
-def test_names_are_no_formulas_in_figures(hostile, tmp_path):
+def test_names_are_no_formulas_in_figures(hostile):
     name = "a $\\frac{$ b_$x^{$"
-    drawn = draw_figures(hostile(name), tmp_path)
+    drawn = make_figures(hostile(name))
     assert drawn
     for figure in drawn:
-        assert "\\frac{" in figure.svg.read_text(encoding="utf-8")
+        assert "\\frac{" in pictures(figure)["svg"].decode()
+
+
+@pytest.mark.parametrize("name", ["漢字 ümlaut عربى", "<b>&amp;", "\x00\n", "x" * 300])
+def test_a_picture_can_be_drawn_whatever_the_names_are(hostile, name):
+    for figure in make_figures(hostile(name)):
+        assert pictures(figure)["png"].startswith(b"\x89PNG")

@@ -10,6 +10,9 @@ from itertools import pairwise
 import pytest
 from page_results import make_results
 
+from capsprune.report.charts import COLOURS
+from capsprune.report.claims import claims
+from capsprune.report.figures import make_figures
 from capsprune.report.page import write_page
 from capsprune.report.results import Results
 
@@ -40,10 +43,14 @@ class Elements(HTMLParser):
             self.texts.setdefault(self._open[-1], []).append(data)
 
 
+def write(results, path):
+    write_page(results, path, claims(results), make_figures(results))
+
+
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     path = tmp_path_factory.mktemp("page") / "report.html"
-    write_page(make_results(), path)
+    write(make_results(), path)
     return path.read_text("utf-8")
 
 
@@ -67,7 +74,7 @@ def test_a_policy_forbids_to_load_what_the_charts_library_could(page):
 def test_every_row_is_in_its_table(page):
     rows = make_results().rows
     assert page.count('<th scope="row"') == len(rows)
-    for section, head in (("networks", "capsules"), ("controls", "linear")):
+    for section, head in (("networks", "capsules"), ("baselines", "linear")):
         table = re.search(rf'<section id="{section}".*?</section>', page, re.DOTALL)[0]
         of_head = [row for row in rows if row.head == head]
         assert table.count('<th scope="row"') == len(of_head)
@@ -99,51 +106,50 @@ def test_headings_are_in_order_and_elements_have_unique_ids(page):
             assert attributes.get(name, ids[0]) in ids
 
 
-def test_each_chart_has_a_name_and_its_points_have_tooltips(page):
+def test_each_figure_has_a_name_and_its_points_have_tooltips(page):
     charts = [a for _, a in Elements(page).tags if a.get("class") == "chart"]
     assert all(chart["aria-label"].startswith("Chart: ") for chart in charts)
-    figures = panels_of(page)
-    assert set(figures) == {
-        "accuracy",
-        "searches",
-        "training",
-        "latency",
-        "robustness",
-        "routing",
-        "bottleneck",
-    }
-    panels = [panel for of_figure in figures.values() for panel in of_figure]
-    assert len(charts) == len(panels)
-    for panel in panels:
-        assert panel["traces"]
-        for trace in panel["traces"]:
-            # The whiskers of bars lie upon bars that have them.
-            if trace["hoverinfo"] != "skip":
-                assert len(trace["hovertext"]) == len(trace["x"]) == len(trace["y"]) > 0
+    figures = charts_of(page)["figures"]
+    assert [chart["data-figure"] for chart in charts] == list(figures)
+    assert list(figures) == ["figure3", "search", "training", "latency", "robustness", "capsules"]
+    for figure in figures.values():
+        for panel in figure["concat"]:
+            tips = [tip for layer in panel["layer"] for tip in layer["encoding"].get("tooltip", [])]
+            fields = [tip["field"] for tip in tips]
+            assert len(fields) >= 2
+            for record in records_of(figure, panel):
+                assert all(record[field] is not None for field in fields)
 
 
 def test_figure_3_looks_as_in_the_paper(page):
-    traces = {t["legendgroup"]: t for t in panels_of(page)["accuracy"][0]["traces"]}
-    resnet, mobilenet = traces["resnet50, finetuned"], traces["mobilenet_v1, finetuned"]
-    assert (resnet["line"]["dash"], mobilenet["line"]["dash"]) == ("dash", "solid")
-    assert resnet["line"]["color"] == mobilenet["line"]["color"]
-    assert resnet["line"]["color"] != traces["resnet50, frozen"]["line"]["color"]
-    sizes = resnet["marker"]["size"]
-    assert sizes == sorted(sizes, reverse=True)
-    assert len(set(sizes)) == 4
-    assert len(resnet["error_y"]["array"]) == 4
-    assert traces["resnet50, frozen, linear"]["marker"]["symbol"].endswith("-open")
-    tooltip = resnet["hovertext"][2]
-    assert tooltip.startswith("<b>resnet50, 50 % pruned</b><br>finetuned, capsules<br>Accuracy: ")
-    assert "<br>Total training FLOPs: 6.1" in tooltip
+    figure = charts_of(page)["figures"]["figure3"]
+    (panel,) = figure["concat"]
+    encodings = [layer["encoding"] for layer in panel["layer"]]
+    dash = next(e["strokeDash"] for e in encodings if "strokeDash" in e)
+    dashes = dict(zip(dash["scale"]["domain"], dash["scale"]["range"], strict=True))
+    assert dashes["resnet50"] == [6, 3] and dashes["mobilenet_v1"] == [1, 0]
+    colours = encodings[-1]["color"]["scale"]["domain"]
+    assert colours == ["capsules, finetuned", "capsules, frozen",
+                       "linear, finetuned", "linear, frozen"]  # fmt: skip
+    assert encodings[-1]["shape"]["scale"]["domain"] == colours, "colour tells nothing alone"
+    sizes = next(e["size"]["scale"]["range"] for e in encodings if "size" in e)
+    assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) == 4
+    records = records_of(figure, panel)
+    assert all(record["hollow"] == record["series"].startswith("linear") for record in records)
+    line = [r for r in records if r["key"] == "capsules, finetuned, resnet50"]
+    assert [r["order"] for r in line] == [0, 25, 50, 75]
+    assert all(r["low"] < r["y"] < r["high"] for r in line)
+    assert line[2]["title"] == "resnet50, 50 % pruned"
+    assert line[2]["Network"] == "finetuned, capsules"
+    assert line[2]["Total training FLOPs"].startswith("6.1")
+    assert " ± " in line[2]["Accuracy"]
 
 
 def test_each_data_set_has_a_panel_of_figure_3(tmp_path):
-    write_page(make_results(("cifar10", "tiny-imagenet")), tmp_path / "report.html")
+    write(make_results(("cifar10", "tiny-imagenet")), tmp_path / "report.html")
     text = (tmp_path / "report.html").read_text("utf-8")
-    assert len(panels_of(text)["accuracy"]) == 2
-    for data in ("cifar10", "tiny-imagenet"):
-        assert f'aria-label="Chart: Accuracy against training FLOPs. {data}, accuracy"' in text
+    panels = charts_of(text)["figures"]["figure3"]["concat"]
+    assert [panel["title"]["text"] for panel in panels] == [["cifar10"], ["tiny-imagenet"]]
     assert ">Data set<span" in text
 
 
@@ -159,51 +165,54 @@ def test_hostile_names_stay_text(tmp_path):
         missing={HOSTILE: HOSTILE},
         notes=[HOSTILE],
     )
-    write_page(results, tmp_path / "report.html")
+    write(results, tmp_path / "report.html")
     text = (tmp_path / "report.html").read_text("utf-8")
     elements = Elements(text)
     assert [tag for tag, _ in elements.tags].count("script") == 3
     assert not [tag for tag, attributes in elements.tags if tag == "img" or "onerror" in attributes]
-    # Plotly knows some HTML in its texts.
-    traces = [t for panels in panels_of(text).values() for panel in panels for t in panel["traces"]]
-    assert traces
-    assert "<script" not in json.dumps([trace.get("hovertext") for trace in traces])
+    charts = re.search(r'<script type="application/json" id="charts">(.*?)</script>', text)[1]
+    assert "<" not in charts
+    assert HOSTILE in json.dumps(json.loads(charts), ensure_ascii=False).replace('\\"', '"')
     assert "".join(elements.texts["h1"]) == HOSTILE
 
 
 def test_a_page_without_results_says_so(tmp_path):
-    write_page(Results("Nothing yet", []), tmp_path / "report.html")
+    write(Results("Nothing yet", []), tmp_path / "report.html")
     text = (tmp_path / "report.html").read_text("utf-8")
     assert "No network is trained yet." in text
-    assert "<table" not in text
-    assert "<figure" not in text
+    tags = [tag for tag, _ in Elements(text).tags]
+    assert "table" not in tags and "figure" not in tags
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
 
 
 def test_one_network_of_one_seed_is_enough(tmp_path):
     row = make_results().rows[0]
-    write_page(Results("One", [replace(row, cells=row.cells[:1])]), tmp_path / "report.html")
-    traces = panels_of((tmp_path / "report.html").read_text("utf-8"))["accuracy"][0]["traces"]
-    assert "error_y" not in traces[0]
+    write(Results("One", [replace(row, cells=row.cells[:1])]), tmp_path / "report.html")
+    figure = charts_of((tmp_path / "report.html").read_text("utf-8"))["figures"]["figure3"]
+    (record,) = records_of(figure, figure["concat"][0])
+    assert "low" not in record
 
 
 @pytest.mark.parametrize("mode", [0, 1])
 def test_colours_stand_out_from_the_background(mode):
-    style = resources.files("capsprune.report").joinpath("assets/page.css").read_text("utf-8")
-    pairs = re.findall(r"--([\w-]+): light-dark\((#\w{6}), (#\w{6})\)", style)
-    colours = {name: luminance((light, dark)[mode]) for name, light, dark in pairs}
+    colours = {name: luminance(pair[mode]) for name, pair in COLOURS.items()}
     for name, wanted in {"ink": 7, "quiet": 4.5, "link": 4.5, "good": 4.5, "bad": 4.5}.items():
         for behind in ("surface", "page"):
             assert contrast(colours[name], colours[behind]) >= wanted, (name, behind)
     series = [name for name in colours if name.startswith("series-")]
-    assert len(series) == 5
+    assert len(series) == 8
     for name in series:
         assert contrast(colours[name], colours["surface"]) >= 3, name
 
 
-def panels_of(page):
-    found = re.search(r'<script type="application/json" id="panels">(.*?)</script>', page)
+def charts_of(page):
+    found = re.search(r'<script type="application/json" id="charts">(.*?)</script>', page)
     return json.loads(found[1])
+
+
+def records_of(figure, panel):
+    # One panel alone has its data one step up.
+    return figure["datasets"][(panel if "data" in panel else figure)["data"]["name"]]
 
 
 def luminance(colour):
@@ -218,7 +227,7 @@ def contrast(a, b):
 
 def test_claims_that_cannot_be_told_are_folded_away(tmp_path):
     (row, *_) = (row for row in make_results().rows if row.head == "capsules")
-    write_page(Results(title="alone", rows=[row]), tmp_path / "report.html")
+    write(Results(title="alone", rows=[row]), tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text()
     section = page[page.index('id="claims') : page.index('id="networks')]
     assert section.index("9 claims cannot be told") < section.index('data-verdict="cannot be told"')

@@ -6,6 +6,8 @@ import shutil
 import pytest
 from page_results import make_results
 
+from capsprune.report.claims import claims
+from capsprune.report.figures import make_figures
 from capsprune.report.page import write_page
 
 playwright_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
@@ -21,7 +23,8 @@ pytestmark = pytest.mark.skipif(
 def watched(tmp_path_factory):
     """The page, what went wrong in it, and what it asked for."""
     path = tmp_path_factory.mktemp("page") / "report.html"
-    write_page(make_results(), path)
+    results = make_results()
+    write_page(results, path, claims(results), make_figures(results))
     problems, requests = [], []
     with playwright_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
@@ -76,14 +79,14 @@ def background(page):
 
 def first_line(page):
     """Give the colour of the first line of the first chart."""
-    line = page.locator("#accuracy .chart .scatterlayer path.js-line").first
+    line = page.locator("#figure3 .chart .mark-line path").first
     return line.evaluate("line => getComputedStyle(line).stroke")
 
 
 def test_charts_are_drawn(page):
-    for name in ("accuracy", "searches", "training", "robustness", "routing", "bottleneck"):
-        assert page.locator(f"#{name} .chart .scatterlayer path.point").count() > 3, name
-    assert page.locator("#latency .chart .barlayer .point").count() > 8
+    for name in ("figure3", "search", "training", "robustness", "capsules"):
+        assert page.locator(f"#{name} .chart .mark-symbol.role-mark path").count() > 3, name
+    assert page.locator("#latency .chart .mark-rect.role-mark path").count() > 8
 
 
 def test_a_click_sorts_the_table_and_another_turns_it_round(page):
@@ -121,16 +124,17 @@ def test_the_keyboard_sorts_too_and_what_is_missing_comes_last_both_ways(page):
 
 
 def test_hovering_a_point_of_figure_3_tells_its_figures(page):
-    # Capsules lie above the linear controls, so their first line is the fifth.
-    point = page.locator("#accuracy .scatterlayer .trace").nth(4).locator("path.point").first
-    point.hover(force=True)
-    tooltip = page.locator("#accuracy .hoverlayer .hovertext")
+    # Capsules lie above the linear ones, and the first of those are unpruned.
+    page.locator("#figure3").scroll_into_view_if_needed()
+    page.locator("#figure3 .mark-symbol.role-mark").last.locator("path").first.hover(force=True)
+    tooltip = page.locator("#vg-tooltip-element.visible")
     tooltip.wait_for()
-    text = tooltip.text_content()
-    assert text.startswith("mobilenet_v1, 0 % prunedfrozen, capsules")
-    assert re.search(r"Accuracy: \d\d\.\d\d ± \d\.\d\d %", text)
-    assert "Total training FLOPs: 1.14" in text
-    assert "Seeds: 3" in text
+    text = tooltip.inner_text().replace("\t", " ").replace("\n", " ")
+    assert text.startswith("mobilenet_v1, 0 % pruned")
+    assert "frozen, capsules" in text
+    assert re.search(r"Accuracy:? +\d\d\.\d\d ± \d\.\d\d %", text)
+    assert "1.14" in text
+    assert re.search(r"Seeds:? +3", text)
 
 
 def test_colours_follow_the_system_while_the_page_is_open(page):
@@ -165,40 +169,35 @@ def test_the_button_changes_the_colours_and_they_are_remembered(page):
     assert (background(page), first_line(page)) == (light, line)
 
 
-def test_the_legend_hides_lines_and_a_choice_shows_another_group(page):
-    lines = page.locator("#accuracy .chart").first.locator(".scatterlayer .trace")
-    count = lines.count()
-    key = page.locator("#accuracy .legend button").first
-    key.click()
-    assert key.get_attribute("aria-pressed") == "false"
+def test_the_legend_fades_all_but_what_is_clicked(page):
+    lines = page.locator("#figure3 .chart .mark-line path")
+    opacities = "all => all.map(line => getComputedStyle(line).opacity)"
+    assert set(lines.evaluate_all(opacities)) == {"1"}
+    page.locator("#figure3 .role-legend-label text").filter(has_text="capsules, frozen").click()
     page.wait_for_function(
-        """count => document.querySelector("#accuracy .chart")
-            .querySelectorAll(".scatterlayer .trace").length < count""",
-        arg=count,
+        """() => [...document.querySelectorAll("#figure3 .mark-line path")]
+            .filter(line => getComputedStyle(line).opacity === "1").length === 2"""
     )
-    key.click()
-    page.locator("#routing select").select_option("resnet50, finetuned, cifar10")
-    shown = page.locator("#routing .panels:visible")
-    assert shown.count() == 1
-    assert shown.get_attribute("data-group") == "resnet50, finetuned, cifar10"
-    shown.locator("path.point").first.wait_for()
+    page.reload()
+    wait_for_charts(page)
 
 
 @pytest.fixture
 def narrow(page):
     yield page
     page.set_viewport_size(DESKTOP)
+    page.wait_for_selector("html:not([data-charts])")
+    wait_for_charts(page)
 
 
 @pytest.mark.parametrize("width", [360, 768])
 def test_nothing_sticks_out_of_a_narrow_screen(narrow, width):
     page = narrow
     page.set_viewport_size({"width": width, "height": 740})
-    page.wait_for_function(
-        """() => [...document.querySelectorAll(".chart")]
-            .filter(chart => !chart.closest("[hidden]"))
-            .every(chart => chart.querySelector(".main-svg").clientWidth <= chart.clientWidth)"""
-    )
+    page.wait_for_selector("html:not([data-charts])")
+    wait_for_charts(page)
+    for chart in page.locator(".chart").all():
+        assert chart.evaluate("chart => chart.scrollWidth <= chart.clientWidth")
     assert page.evaluate("document.scrollingElement.scrollWidth") <= width
     # The table is wider, and scrolls by itself with the names in sight.
     region = page.locator("#networks .scroll")
@@ -215,7 +214,7 @@ def test_paper_is_white_and_has_everything_unfolded(page, tmp_path):
     page.evaluate(
         """() => addEventListener("beforeprint", () => {
             const root = document.documentElement;
-            const line = document.querySelector("#accuracy .scatterlayer path.js-line");
+            const line = document.querySelector("#figure3 .mark-line path");
             window.printed = [root.dataset.theme, getComputedStyle(line).stroke,
                 document.querySelectorAll("details:not([open])").length];
         })"""

@@ -5,12 +5,11 @@ from collections import Counter
 import pytest
 from fake_runs import cell, make_run, make_sweep
 
-from capsprune.report import figures
 from capsprune.report.claims import claims
 from capsprune.report.collect import collect
+from capsprune.report.figures import make_figures
 from capsprune.report.markdown import markdown, plain_tables
 from capsprune.report.page import write_page
-from capsprune.report.page_figures import make_figures
 
 
 def poorly(stage, summary):
@@ -32,73 +31,67 @@ def results(tmp_path_factory):
     return {key: collect([(runs, name) for name in value]) for key, value in names.items()}
 
 
-def drawn_on_the_page(results):
-    return Counter(
-        (figure.name, panel.up, tuple(trace["x"]), tuple(trace["y"]))
-        for figure in make_figures(results)
-        if figure.name != "latency"
-        for panels in figure.groups.values()
-        for panel in panels
-        for trace in panel.traces
-    )
+def lines(results):
+    """Give the points of each line, and of each search, in all figures."""
+    found = Counter()
+    for figure in make_figures(results):
+        if figure.name == "latency":
+            continue
+        for panel in figure.spec["concat"]:
+            # One panel alone has its data one step up.
+            source = panel if "data" in panel else figure.spec
+            records = figure.spec["datasets"][source["data"]["name"]]
+            for key in {record.get("key", record["series"]) for record in records}:
+                line = [r for r in records if r.get("key", r["series"]) == key]
+                up = str(panel["title"]["subtitle"])
+                found[figure.name, up, tuple((r["x"], r["y"]) for r in line)] += 1
+    return found
 
 
-def drawn_in_pictures(results):
-    return Counter(
-        (drawing.name, tuple(map(tuple, line.get_xydata())))
-        for draw in figures.FIGURES
-        if draw is not figures.latency_bars and (drawing := draw(results)) is not None
-        for axes in drawing.figure.axes
-        for line in axes.lines
-    )
-
-
-@pytest.mark.parametrize("drawn", [drawn_on_the_page, drawn_in_pictures])
-def test_every_line_is_one_that_a_sweep_alone_has(results, drawn):
-    both = drawn(results["both"])
-    assert both == drawn(results["good"]) + drawn(results["poor"])
+def test_every_line_is_one_that_a_sweep_alone_has(results):
+    both = lines(results["both"])
+    assert both == lines(results["good"]) + lines(results["poor"])
     assert both
+
+
+def titles(figure):
+    return [" ".join(panel["title"]["text"]) for panel in figure.spec["concat"]]
 
 
 def test_the_sweeps_are_told_apart_wherever_something_has_a_name(results):
     by_name = {figure.name: figure for figure in make_figures(results["both"])}
-    for name in ("accuracy", "bottleneck"):
-        labels = [key.label for key in by_name[name].keys]
-        assert len(labels) == len(set(labels))
-        assert {label.partition(":")[0] for label in labels} == {"good", "poor"}
-        looks = {(key.color, key.dash, key.symbol) for key in by_name[name].keys}
-        assert len(looks) == len(labels)
-    for name in ("training", "robustness", "routing"):
-        assert {group.partition(":")[0] for group in by_name[name].groups} == {"good", "poor"}
-    titles = [p.title for panels in by_name["searches"].groups.values() for p in panels]
-    assert titles == ["good: mobilenet_v1, 50 % pruned", "poor: mobilenet_v1, 50 % pruned"]
-    (latency, *_) = (p for panels in by_name["latency"].groups.values() for p in panels)
-    ticks = latency.layout["yaxis"]["ticktext"]
-    assert len(ticks) == len(set(ticks)) == 8
-    drawing = figures.accuracy_against_flops(results["both"])
-    legend = {text.get_text() for text in drawing.figure.legends[0].get_texts()}
-    assert {"good", "poor"} <= legend
+    labels = by_name["figure3"].labels
+    assert len(labels) == len(set(labels))
+    networks = [label for label in labels if ":" in label]
+    assert {label.partition(":")[0] for label in networks} == {"good", "poor"}
+    assert len(networks) == 8
+    for name in ("search", "training", "robustness", "capsules"):
+        found = titles(by_name[name])
+        assert {"(good)" in title for title in found} == {True, False}
+        assert all(("(good)" in title) != ("(poor)" in title) for title in found)
+    spec = by_name["latency"].spec
+    bars = spec["datasets"][spec["concat"][0]["data"]["name"]]
+    names = {record["place"]: record["label"] for record in bars}
+    assert len(set(names.values())) == len(names) == 8
 
 
 def test_one_sweep_is_not_named_at_every_line(results):
     for figure in make_figures(results["good"]):
-        assert not any(
-            "good" in label for label in [*figure.groups, *(k.label for k in figure.keys)]
-        )
+        assert not any("good" in text for text in [*figure.labels, *titles(figure)])
 
 
-def table_of_backbones(results, tmp_path):
-    text = markdown(results, [], [], tmp_path)
+def table_of_backbones(results):
+    text = markdown(results, [], [], "figures")
     (table,) = (part for part in text.split("\n\n") if "before fine-tuning" in part)
     return table.splitlines()[2:]
 
 
-def test_backbones_of_different_sweeps_are_not_averaged(results, tmp_path):
-    both = table_of_backbones(results["both"], tmp_path)
+def test_backbones_of_different_sweeps_are_not_averaged(results):
+    both = table_of_backbones(results["both"])
     alone = [
         line.replace("| digits", f"| {name} | digits")
         for name in ("good", "poor")
-        for line in table_of_backbones(results[name], tmp_path)
+        for line in table_of_backbones(results[name])
     ]
     assert sorted(both) == sorted(alone)
     assert len(both) == 6  # the baseline, and at 0 and 50 %, of each
@@ -116,7 +109,8 @@ def test_claims_and_tables_are_those_of_each_sweep(results):
 
 
 def test_the_page_of_both_names_them(results, tmp_path):
-    write_page(results["both"], tmp_path / "report.html")
+    both = results["both"]
+    write_page(both, tmp_path / "report.html", claims(both), [])
     page = (tmp_path / "report.html").read_text("utf-8")
     assert page.count('<td class="words" data-order="poor">poor</td>') == 8
 

@@ -13,15 +13,15 @@ const theme = (() => {
     set(value) { try { localStorage.setItem("capsprune-theme", value); } catch { /* see above */ } },
   };
   const isDark = () => (root.dataset.theme ?? (system.matches ? "dark" : "light")) === "dark";
-  const changed = (options) => {
+  const changed = () => {
     button.textContent = isDark() ? "Light" : "Dark";
     button.setAttribute("aria-label", `Switch to ${isDark() ? "light" : "dark"} colours`);
-    listeners.forEach((listener) => listener(options));
+    listeners.forEach((listener) => listener());
   };
-  const set = (value, options) => {
+  const set = (value) => {
     if (value) root.dataset.theme = value;
     else delete root.dataset.theme;
-    changed(options);
+    changed();
   };
 
   const chosen = stored.get();
@@ -37,93 +37,60 @@ const theme = (() => {
   let onScreen;
   addEventListener("beforeprint", () => {
     onScreen = root.dataset.theme;
-    set("light", { atOnce: true });
+    set("light");
     document.querySelectorAll("details").forEach((details) => { details.open = true; });
   });
   addEventListener("afterprint", () => set(onScreen));
 
-  return { onChange: (listener) => listeners.push(listener) };
+  return { isDark, onChange: (listener) => listeners.push(listener) };
 })();
 
-// Charts
+// Charts: the descriptions of the pictures, fitted to the screen and to its colours.
 (() => {
   const root = document.documentElement;
-  const panels = JSON.parse(document.getElementById("panels").textContent);
+  const { figures, themes } = JSON.parse(document.getElementById("charts").textContent);
   const charts = [...document.querySelectorAll(".chart")];
-  const probe = document.body.appendChild(document.createElement("span"));
-  probe.hidden = true;
-
-  /** What a custom property, such as "--series-1", stands for now. */
-  const color = (name) => {
-    probe.style.color = `var(${name})`;
-    return getComputedStyle(probe).color;
-  };
-
-  /** Copies a chart's description with names of colours replaced by colours. */
-  const colored = (value, key = "") => {
-    if (Array.isArray(value)) return value.map((item) => colored(item, key));
-    if (value !== null && typeof value === "object") {
-      return Object.fromEntries(Object.entries(value).map(([k, v]) => [k, colored(v, k)]));
-    }
-    return key === "color" ? color(value) : value;
-  };
-
-  const axis = (own) => ({
-    automargin: true,
-    fixedrange: true, // a finger on the chart scrolls the page
-    gridcolor: color("--grid"),
-    linecolor: color("--rule"),
-    tickangle: 0,
-    zerolinecolor: color("--rule"),
-    ...own,
-    title: { standoff: 8, ...own.title, font: { size: 12, color: color("--quiet") } },
-  });
-
   const family = getComputedStyle(root).fontFamily;
-  const layout = (own) => ({
-    autosize: true,
-    dragmode: false,
-    font: { family, size: 12, color: color("--ink") },
-    hoverlabel: {
-      align: "left",
-      bgcolor: color("--surface"),
-      bordercolor: color("--faint"),
-      font: { family, size: 13, color: color("--ink") },
-    },
-    hovermode: "closest",
-    margin: { l: 44, r: 12, t: 12, b: 40 },
-    paper_bgcolor: "rgba(0, 0, 0, 0)",
-    plot_bgcolor: "rgba(0, 0, 0, 0)",
-    showlegend: false,
-    ...own,
-    xaxis: axis(own.xaxis),
-    yaxis: axis(own.yaxis),
-  });
+  const drawings = new Map();
 
-  const figureOf = (chart) => chart.closest("figure");
-  const draw = (chart) => {
-    const panel = panels[figureOf(chart).dataset.figure][Number(chart.dataset.panel)];
-    const hidden = [...figureOf(chart).querySelectorAll(".legend [aria-pressed=false]")];
-    const labels = new Set(hidden.map((button) => button.dataset.key));
-    const traces = colored(panel.traces).map((trace) => (
-      { ...trace, showlegend: false, visible: !labels.has(trace.legendgroup) }
-    ));
-    return Plotly.react(chart, traces, layout(panel.layout), {
-      displayModeBar: false,
-      displaylogo: false,
-      responsive: true,
-    });
+  /** Puts as many panels side by side as there is room for, `spare` px narrower than that. */
+  const fitted = (description, room, spare) => {
+    const { config: _, usermeta: { beside, panel, label }, ...spec } = structuredClone(description);
+    const most = Math.min(spec.columns, spec.concat.length);
+    const fits = (columns) => most % columns === 0 && columns * (0.95 * panel + beside) <= room;
+    const columns = [4, 3, 2, 1].find((columns) => columns === 1 || fits(columns));
+    const share = (room - (columns - 1) * spec.spacing - spare) / columns - beside;
+    const width = Math.max(120, Math.min(share, 2 * panel));
+    spec.concat.forEach((panel) => { panel.width = Math.floor(width); });
+    const config = structuredClone(themes[theme.isDark() ? "dark" : "light"]);
+    config.legend.columns = Math.max(1, Math.floor(room / label));
+    config.legend.labelLimit = room - 40;
+    return { ...spec, columns, padding: 2, config: { ...config, font: family } };
   };
 
-  const isShown = (chart) => !chart.closest("[hidden]");
+  const draw = async (chart) => {
+    const options = {
+      actions: false, ast: true, renderer: "svg",
+      tooltip: { theme: theme.isDark() ? "dark" : "light" },
+    };
+    const room = chart.clientWidth;
+    let spare = 0;
+    // What stands beside the panels has its width once it is drawn.
+    for (let attempt = 0; attempt < 3; attempt += 1) {
+      drawings.get(chart)?.finalize();
+      drawings.set(chart, await vegaEmbed(chart, fitted(figures[chart.dataset.figure], room, spare), options));
+      const over = chart.querySelector("svg").getBoundingClientRect().width - room;
+      if (over <= 0) break;
+      spare += Math.ceil(over);
+    }
+  };
+
   let latest = 0;
-  const drawAll = async ({ atOnce = false } = {}) => {
+  const drawAll = async () => {
     const mine = ++latest;
     delete root.dataset.charts;
-    for (const chart of charts.filter(isShown)) {
-      const drawn = draw(chart);
-      if (atOnce) continue;
-      await drawn;
+    for (const chart of charts) {
+      await draw(chart);
       // Give way to the reader between two charts, and to a later call.
       await new Promise((resolve) => setTimeout(resolve));
       if (mine !== latest) return;
@@ -131,24 +98,15 @@ const theme = (() => {
     root.dataset.charts = "drawn";
   };
 
-  for (const button of document.querySelectorAll(".legend button")) {
-    button.addEventListener("click", () => {
-      const pressed = button.getAttribute("aria-pressed") === "true";
-      button.setAttribute("aria-pressed", String(!pressed));
-      charts.filter((chart) => figureOf(chart) === figureOf(button)).filter(isShown).forEach(draw);
-    });
-  }
-  for (const select of document.querySelectorAll("figure select")) {
-    const show = () => {
-      for (const group of figureOf(select).querySelectorAll(".panels")) {
-        group.hidden = group.dataset.group !== select.value;
-        if (!group.hidden) group.querySelectorAll(".chart").forEach(draw);
-      }
-    };
-    select.addEventListener("change", show);
-    // Some browsers keep a choice over a reload.
-    if (select.selectedIndex > 0) show();
-  }
+  let width = root.clientWidth;
+  let waiting;
+  addEventListener("resize", () => {
+    if (root.clientWidth === width) return;
+    width = root.clientWidth;
+    delete root.dataset.charts;
+    clearTimeout(waiting);
+    waiting = setTimeout(drawAll, 100);
+  });
   theme.onChange(drawAll);
   drawAll();
 })();
