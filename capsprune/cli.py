@@ -1,15 +1,14 @@
 """The command line: parse, call one stage, print.
 
-There is no logic here, and no heavy import before a command needs it. The options of a command are
-the fields of its model in `capsprune.options`.
+There is no logic here, and no heavy import before a command needs it. The commands that work in one
+run are the rows of `capsprune.stages.COMMANDS`.
 """
 
 from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
@@ -20,35 +19,25 @@ import typer.core
 from capsprune import __version__, interrupts
 from capsprune.errors import Interrupted
 from capsprune.files import dump_json
-from capsprune.options import (
-    AnalyseOptions,
-    AttachCapsOptions,
-    AttachLinearOptions,
-    ComputingOptions,
-    EvaluateOptions,
-    ExportOptions,
-    ImportOptions,
-    InspectOptions,
-    Options,
-    Precision,
-    ProfileOptions,
-    PruneOptions,
-    RunOptions,
-    SessionOptions,
-    TrainOptions,
-    parse_options,
-)
+from capsprune.options import ComputingOptions, Precision
 from capsprune.recipe import read_recipe
+from capsprune.stages import COMMANDS, Command
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
-    from capsprune.pipeline.session import Session
-    from capsprune.run import StageName
 
+class _Commands(typer.core.TyperGroup):
+    """The commands of the table and those below; tells of an interruption in one sentence."""
 
-class _Interruptible(typer.core.TyperGroup):
-    """Tells of an interruption as of everything else that a user can fix."""
+    def list_commands(self, ctx: Any) -> list[str]:
+        return [*COMMANDS, *super().list_commands(ctx)]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        command = super().get_command(ctx, cmd_name)
+        if command is None and cmd_name in COMMANDS:
+            command = _click_command(COMMANDS[cmd_name])
+        return command
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -60,7 +49,7 @@ class _Interruptible(typer.core.TyperGroup):
 
 app = typer.Typer(
     name="capsprune",
-    cls=_Interruptible,
+    cls=_Commands,
     help="Prune a convolutional backbone, put a capsule head on what is left, export the whole to "
     "ONNX, and profile it. Each command takes what the one before it left in the run.",
     no_args_is_help=True,
@@ -80,46 +69,40 @@ PrecisionFlag = Annotated[Precision, typer.Option("--precision", help="Precision
 RecipeFile = Annotated[Path, typer.Argument(help="YAML file with the options of all stages.")]
 
 
-def _stage_command(
-    name: str, *models: type[Options]
-) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Make a command whose options are the fields of the models.
+def _click_command(row: Command) -> Any:
+    """Make a command of a row of the table: its options are the fields of the row's models."""
 
-    The decorated function is called with one instance of each model, and `json` and `verbose`.
-    """
+    def command(json: bool, verbose: bool, debug: bool, **values: Any) -> None:
+        options, shared = row.parse(values)
+        from capsprune.pipeline.commands import perform
+        from capsprune.progress import TerminalProgress
 
-    def decorate(function: Callable[..., None]) -> Callable[..., None]:
-        def command(json: bool, verbose: bool, debug: bool, **values: Any) -> None:
-            parsed = [
-                parse_options(model, {k: v for k, v in values.items() if k in model.model_fields})
-                for model in models
-            ]
-            function(*parsed, json=json, verbose=verbose)
+        outcome = perform(row, options, shared, TerminalProgress(verbose))
+        if json:
+            _print_json(outcome.to_dict())
+        else:
+            row.show(outcome, verbose)
 
-        parameters = [
-            inspect.Parameter(
-                field_name,
-                inspect.Parameter.KEYWORD_ONLY,
-                default=inspect.Parameter.empty if field.is_required() else _default(field),
-                annotation=Annotated[_plain_type(field.annotation), _declare(field_name, field)],
-            )
-            for model in models
-            for field_name, field in model.model_fields.items()
-        ]
-        for flag, kind in (("json", Json), ("verbose", Verbose), ("debug", Debug)):
-            parameters.append(
-                inspect.Parameter(
-                    flag, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=kind
-                )
-            )
-        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        command.__annotations__ = {p.name: p.annotation for p in parameters}
-        command.__doc__ = function.__doc__
-        command.__name__ = function.__name__
-        app.command(name)(command)
-        return function
-
-    return decorate
+    parameters = [
+        inspect.Parameter(
+            field_name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=inspect.Parameter.empty if field.is_required() else _default(field),
+            annotation=Annotated[_plain_type(field.annotation), _declare(field_name, field)],
+        )
+        for model in (row.options, row.shared)
+        for field_name, field in model.model_fields.items()
+    ]
+    for flag, kind in (("json", Json), ("verbose", Verbose), ("debug", Debug)):
+        parameters.append(
+            inspect.Parameter(flag, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=kind)
+        )
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in parameters}
+    command.__doc__ = row.help
+    alone = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+    alone.command(row.name)(command)
+    return typer.main.get_command(alone)
 
 
 def _declare(name: str, field: FieldInfo) -> Any:
@@ -151,44 +134,6 @@ def _plain_type(annotation: Any) -> Any:
     raise TypeError(f"The command line knows no options of type {annotation}.")
 
 
-@contextmanager
-def _session(options: SessionOptions, verbose: bool, create: bool = False) -> Iterator[Session]:
-    from capsprune.pipeline.session import Session
-    from capsprune.progress import TerminalProgress
-    from capsprune.run import open_run
-
-    precision = options.precision if isinstance(options, ComputingOptions) else "32-true"
-    with open_run(options.runs_dir, options.run, options.seed, create=create) as run:
-        yield Session(run, options.device, precision, options.overwrite, TerminalProgress(verbose))
-
-
-_TITLES = {
-    "baseline": "Baseline",
-    "pruned": "Pruned backbone",
-    "caps": "Pruned capsule network",
-    "linear": "Pruned backbone with a new linear classifier",
-}
-
-
-def _print_stage(session: Session, stage: StageName, json: bool) -> None:
-    record = session.run.stages[stage]
-    if json:
-        where = {"run": session.run.name, "path": str(session.run.path(stage))}
-        _print_json({**where, "seconds": record.seconds, **record.summary})
-    else:
-        from capsprune.report import tables
-
-        if stage == "profile":
-            tables.print_profile(record.summary)
-        elif stage == "analysis":
-            tables.print_analysis(record.summary)
-        else:
-            title = _TITLES[stage]
-            tables.print_checkpoint(
-                title, record.summary, str(session.run.path(stage)), record.seconds
-            )
-
-
 def _print_json(value: dict[str, Any]) -> None:
     print(dump_json(value, indent=1))
 
@@ -197,156 +142,6 @@ def _warn_of(damaged: Mapping[str, str]) -> None:
     """Name what could not be read, and is left out."""
     for name, reason in damaged.items():
         print(f"Warning: {name} is left out: {reason}", file=sys.stderr)
-
-
-@_stage_command("train", TrainOptions, ComputingOptions)
-def train(options: TrainOptions, shared: ComputingOptions, json: bool, verbose: bool) -> None:
-    """Train the baseline: the unpruned backbone."""
-    from capsprune.pipeline.train import train as stage
-
-    with _session(shared, verbose, create=True) as session:
-        stage(options, session)
-        _print_stage(session, "baseline", json)
-
-
-@_stage_command("prune", PruneOptions, ComputingOptions)
-def prune(options: PruneOptions, shared: ComputingOptions, json: bool, verbose: bool) -> None:
-    """Prune the baseline to a part of its FLOPs and fine-tune it.
-
-    Where the run has no baseline, one is trained first.
-    """
-    from capsprune.pipeline.prune import prune as stage
-
-    with _session(shared, verbose, create=True) as session:
-        stage(options, session)
-        _print_stage(session, "pruned", json)
-
-
-@_stage_command("import-checkpoint", ImportOptions, SessionOptions)
-def import_checkpoint(
-    options: ImportOptions, shared: SessionOptions, json: bool, verbose: bool
-) -> None:
-    """Take a backbone that was pruned elsewhere into the run.
-
-    The channel counts are read off the tensors of its state dict. A classifier for another number
-    of classes than the data set has is drawn anew.
-    """
-    from capsprune.pipeline.import_checkpoint import import_checkpoint as stage
-
-    with _session(shared, verbose, create=True) as session:
-        stage(options, session)
-        _print_stage(session, "pruned", json)
-
-
-@_stage_command("attach-caps", AttachCapsOptions, ComputingOptions)
-def attach_caps(
-    options: AttachCapsOptions, shared: ComputingOptions, json: bool, verbose: bool
-) -> None:
-    """Put a capsule head on the pruned trunk and train it."""
-    from capsprune.pipeline.attach_caps import attach_caps as stage
-
-    with _session(shared, verbose, create=options.checkpoint is not None) as session:
-        stage(options, session)
-        _print_stage(session, "caps", json)
-
-
-@_stage_command("attach-linear", AttachLinearOptions, ComputingOptions)
-def attach_linear(
-    options: AttachLinearOptions, shared: ComputingOptions, json: bool, verbose: bool
-) -> None:
-    """Train a linear classifier to compare with.
-
-    It is one linear layer on the pooled trunk that the capsule layers get, trained on the same
-    schedule.
-    """
-    from capsprune.pipeline.attach_linear import attach_linear as stage
-
-    with _session(shared, verbose, create=options.checkpoint is not None) as session:
-        stage(options, session)
-        _print_stage(session, "linear", json)
-
-
-@_stage_command("export", ExportOptions, SessionOptions)
-def export(options: ExportOptions, shared: SessionOptions, json: bool, verbose: bool) -> None:
-    """Export the capsule network to one ONNX file, and verify it."""
-    from capsprune.pipeline.export import export as stage
-
-    with _session(shared, verbose, create=options.checkpoint is not None) as session:
-        report = stage(options, session)
-    if json:
-        _print_json(report)
-    else:
-        from capsprune.report.tables import print_export
-
-        print_export(report)
-
-
-@_stage_command("profile", ProfileOptions, SessionOptions)
-def profile(options: ProfileOptions, shared: SessionOptions, json: bool, verbose: bool) -> None:
-    """Measure the exported network beside the unpruned one.
-
-    All of them run in ONNX Runtime, interleaved, after warm-up.
-    """
-    from capsprune.pipeline.profile import profile as stage
-
-    with _session(shared, verbose) as session:
-        stage(options, session)
-        _print_stage(session, "profile", json)
-
-
-@_stage_command("analyse", AnalyseOptions, ComputingOptions)
-def analyse(options: AnalyseOptions, shared: ComputingOptions, json: bool, verbose: bool) -> None:
-    """Look into the capsules, and distort the images.
-
-    That is: entropy of the bottleneck, what routing does in each iteration, capsules that are never
-    active, and accuracy under rotation, shift, scale and shear, beside the linear control's.
-    """
-    from capsprune.pipeline.analyse import analyse as stage
-
-    with _session(shared, verbose) as session:
-        stage(options, session)
-        _print_stage(session, "analysis", json)
-
-
-@_stage_command("evaluate", EvaluateOptions, ComputingOptions)
-def evaluate(options: EvaluateOptions, shared: ComputingOptions, json: bool, verbose: bool) -> None:
-    """Score a checkpoint on images of the run's split."""
-    from capsprune.pipeline.evaluate import evaluate_checkpoint
-
-    with _session(shared, verbose, create=options.checkpoint is not None) as session:
-        result = evaluate_checkpoint(options, session)
-    if json:
-        _print_json(result)
-    else:
-        from capsprune.report.tables import print_evaluation
-
-        print_evaluation(result)
-
-
-@_stage_command("inspect", InspectOptions, RunOptions)
-def inspect_command(options: InspectOptions, shared: RunOptions, json: bool, verbose: bool) -> None:
-    """Show sizes and costs, without data or training.
-
-    They are those of a backbone with a capsule head, or, without --model and --strategy, of the
-    checkpoints of a run.
-    """
-    from capsprune.inspection import inspect_model, inspect_run
-    from capsprune.report import tables
-
-    if options.model is None and options.strategy is None:
-        from capsprune.run import read_run
-
-        costs = inspect_run(read_run(shared.runs_dir, shared.run), options)
-        if json:
-            _print_json(costs)
-        else:
-            tables.print_costs(shared.run, costs)
-        return
-    result = inspect_model(options)
-    if json:
-        _print_json(result)
-    else:
-        tables.print_inspection(result, verbose)
 
 
 @app.command("run")
@@ -367,7 +162,9 @@ def run_command(
     Those that are finished are not done again.
     """
     parsed = read_recipe(recipe)
+    from capsprune.pipeline.commands import session_of
     from capsprune.pipeline.recipes import run_recipe
+    from capsprune.progress import TerminalProgress
 
     shared = ComputingOptions(
         run=parsed.name,
@@ -377,13 +174,13 @@ def run_command(
         precision=precision,
         overwrite=overwrite,
     )
-    with _session(shared, verbose, create=True) as session:
+    with session_of(shared, TerminalProgress(verbose), create=True) as session:
         run_recipe(parsed, session)
         if json:
             stages = {str(name): record.summary for name, record in session.run.stages.items()}
             _print_json({"run": session.run.name, "path": str(session.run.directory), **stages})
         else:
-            from capsprune.report.tables import print_result
+            from capsprune.terminal.stages import print_result
 
             stages = {
                 str(name): {**record.summary, "seconds": record.seconds}
@@ -451,7 +248,7 @@ def sweep_command(
             }
         )
     else:
-        from capsprune.report.tables import print_sweep
+        from capsprune.terminal.listings import print_sweep
 
         print_sweep(done.name, cells, done.failed, str(done.directory))
     if done.failed:
@@ -507,7 +304,7 @@ def report_command(
             }
         )
     else:
-        from capsprune.report.tables import print_report
+        from capsprune.terminal.listings import print_report
 
         shown = [(claim.statement, claim.verdict) for claim in judged]
         print_report(plain_tables(results), shown, results.missing, files)
@@ -518,9 +315,9 @@ def runs_command(
     runs_dir: RunsDir = Path("runs"), json: Json = False, debug: Debug = False
 ) -> None:
     """List the runs and sweeps: what is there, what is done."""
-    from capsprune.report.tables import print_runs, print_sweeps
     from capsprune.run import list_runs
     from capsprune.sweep import list_sweeps
+    from capsprune.terminal.listings import print_runs, print_sweeps
 
     (runs, damaged_runs), (sweeps, damaged_sweeps) = list_runs(runs_dir), list_sweeps(runs_dir)
     damaged = {**damaged_runs, **damaged_sweeps}
@@ -566,7 +363,7 @@ def doctor_command(json: Json = False, debug: Debug = False) -> None:
     That is: versions, devices, meters and data, with how to get each.
     """
     from capsprune.doctor import examine
-    from capsprune.report.tables import print_findings
+    from capsprune.terminal.listings import print_findings
 
     findings = examine()
     if json:

@@ -18,7 +18,8 @@ from capsprune.pruning.criteria import l1_ranking
 from capsprune.pruning.groups import find_groups
 from capsprune.pruning.shrink import shrink
 from capsprune.pruning.strategy import read_strategy
-from capsprune.run import Run, StageName
+from capsprune.run import Run
+from capsprune.stages import checkpoint_stages
 
 #: Passes of the trunk in a training step, as the paper counts: forward, and twice that backward.
 _PASSES_FINETUNED = 3
@@ -105,8 +106,7 @@ def inspect_run(run: Run, options: InspectOptions) -> dict[str, dict[str, Any]]:
             f"The checkpoints of run '{run.name}' are what they are, whatever "
             f"--{given[0].replace('_', '-')} says; leave it out, or give --model."
         )
-    stages: list[StageName] = ["baseline", "pruned", "caps", "linear"]
-    done = [stage for stage in stages if stage in run.stages]
+    done = [stage for stage in checkpoint_stages() if stage in run.stages]
     if not done:
         raise RunError(
             f"Run '{run.name}' has no checkpoint yet; first run 'capsprune prune --model MODEL', "

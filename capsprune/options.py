@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
@@ -89,7 +89,8 @@ def _none_for(default: float) -> Callable[[Any], Any]:
     return lambda value: None if value == default else value
 
 
-def _hyphenated(name: str) -> str:
+def hyphenated(name: str) -> str:
+    """Return a field's name as users write it."""
     return name.replace("_", "-")
 
 
@@ -185,7 +186,7 @@ class Options(BaseModel):
     model_config = ConfigDict(
         extra="forbid",
         frozen=True,
-        alias_generator=_hyphenated,
+        alias_generator=hyphenated,
         populate_by_name=True,
         # Schemas are built where options are parsed: the help text needs none.
         defer_build=True,
@@ -464,7 +465,21 @@ class ComputingOptions(SessionOptions):
 OptionsT = TypeVar("OptionsT", bound=Options)
 
 
-def parse_options(kind: type[OptionsT], values: dict[str, Any], where: str = "--") -> OptionsT:
+def no_such_field(label: str, known: Iterable[str]) -> RecipeError:
+    """Make the error of an unknown field, which names the nearest known one.
+
+    Args:
+        label: the field, and where it stands.
+        known: names of fields that there are.
+    """
+    names = sorted(hyphenated(name) for name in known)
+    last = label.rpartition(" ")[2].rpartition(".")[2].removeprefix("--")
+    near = difflib.get_close_matches(last, names, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(names)}."
+    return RecipeError(f"{label} is no field of a recipe; {hint}")
+
+
+def parse_options(kind: type[OptionsT], values: Any, where: str = "--") -> OptionsT:
     """Make options out of plain values.
 
     Args:
@@ -498,13 +513,11 @@ def _first_problem(kind: type[Options], error: ValidationError, where: str) -> s
         for inner in (field.annotation, *get_args(field.annotation)):  # X, or X | None
             if isinstance(inner, type) and issubclass(inner, BaseModel):
                 owner = inner
-    names = [_hyphenated(part) for part in location if not part.isdigit() and part != "[key]"]
+    names = [hyphenated(part) for part in location if not part.isdigit() and part != "[key]"]
     label = where + ".".join(names if where != "--" else names[:1])
     if problem["type"] == "extra_forbidden":
-        known = sorted(_hyphenated(name) for name in owner.model_fields)
-        near = difflib.get_close_matches(names[-1], known, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}."
-        return f"{label} is no field of a recipe; {hint}"
+        return str(no_such_field(label, owner.model_fields))
     if problem["type"] == "missing":
         return f"{label} is missing; give it."
+    label = label.removesuffix(".")  # the whole is wrong, not a field of it
     return f"{label} {shown(problem['input'])} is not accepted; {requirement(problem['msg'])}."

@@ -2,43 +2,77 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
-
-from capsprune.bounds import Seed, Text
+from capsprune.bounds import Seed, Text, cut
 from capsprune.files import BadFileError, read_text
-from capsprune.options import (
-    AnalyseOptions,
-    AttachCapsOptions,
-    AttachLinearOptions,
-    ExportOptions,
-    Options,
-    ProfileOptions,
-    PruneOptions,
-    RecipeError,
-    TrainOptions,
-    parse_options,
-)
+from capsprune.options import Options, RecipeError, hyphenated, no_such_field, parse_options
+from capsprune.stages import STAGES
 
 #: The largest recipe that is read, in bytes.
 _RECIPE_LIMIT = 2**18
 
 
-class Recipe(Options):
-    """A whole run: the options of its stages under the stages' names."""
+@dataclass(frozen=True)
+class Recipe:
+    """A whole run: the options of its stages."""
 
-    name: Text = Field(description="Name of the run.")
+    name: str
+    seed: int
+    #: By stage, in the order in which they are done.
+    stages: Mapping[str, Options]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as plain data: as its file has it, with what was left open."""
+        done = {STAGES[stage].command.field: options for stage, options in self.stages.items()}
+        fields = {STAGES[stage].command.field: None for stage in STAGES} | {
+            field: options.model_dump(mode="json") for field, options in done.items()
+        }
+        return {"name": self.name, "seed": self.seed, **fields}
+
+
+class _Head(Options):
+    """What a recipe says beside the options of stages."""
+
+    name: Text
     seed: Seed = 0
-    train: TrainOptions
-    prune: PruneOptions = Field(default_factory=PruneOptions)
-    attach_caps: AttachCapsOptions = Field(default_factory=AttachCapsOptions)
-    #: Done where the recipe names them.
-    attach_linear: AttachLinearOptions | None = None
-    export: ExportOptions = Field(default_factory=ExportOptions)
-    profile: ProfileOptions | None = Field(default_factory=ProfileOptions)
-    analyse: AnalyseOptions | None = None
+
+
+def parse_recipe(content: Mapping[str, Any], where: str) -> Recipe:
+    """Make a recipe out of plain values.
+
+    Args:
+        content: `name`, `seed`, and the options of stages under the names of their commands, with
+            hyphens or underscores. A stage that may be left out is, where there is None.
+        where: stands before a field's name in messages.
+
+    Raises:
+        RecipeError: if a field is unknown, missing or out of range; one sentence for the first.
+        CapspruneError: if a model or data set is unknown.
+    """
+    fields = {STAGES[stage].command.field: stage for stage in STAGES}
+    given = {str(key).replace("-", "_"): value for key, value in content.items()}
+    known = [*_Head.model_fields, *fields]
+    for field in given:
+        if field not in known:
+            raise no_such_field(where + hyphenated(cut(field, 40)), known)
+    head = parse_options(_Head, {k: v for k, v in given.items() if k not in fields}, where)
+    stages: dict[str, Options] = {}
+    for field, stage in fields.items():
+        kind = STAGES[stage]
+        values = given.get(field, None if kind.in_recipes == "where named" else {})
+        if values is None and kind.in_recipes != "always":
+            continue
+        label = where + hyphenated(field)
+        if field not in given and any(
+            f.is_required() for f in kind.command.options.model_fields.values()
+        ):
+            raise RecipeError(f"{label} is missing; give it.")
+        stages[stage] = parse_options(kind.command.options, values, f"{label}.")
+    return Recipe(head.name, head.seed, stages)
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -50,7 +84,7 @@ def read_recipe(path: Path) -> Recipe:
     content = read_yaml(path)
     if "backbones" in content:
         raise RecipeError(f"{path} is the recipe of a sweep; give it to 'capsprune sweep'.")
-    return parse_options(Recipe, {"name": path.stem, **content}, f"{path}: ")
+    return parse_recipe({"name": path.stem, **content}, f"{path}: ")
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

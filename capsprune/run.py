@@ -32,33 +32,11 @@ from capsprune.files import (
     remove_partials,
     write_text,
 )
+from capsprune.stages import STAGES
 from capsprune.summaries import check_stage
 
-StageName = Literal["baseline", "pruned", "caps", "linear", "onnx", "profile", "analysis"]
-
-#: In the order in which a recipe does them, with the command that makes each.
-STAGES: dict[StageName, str] = {
-    "baseline": "train",
-    "pruned": "prune",
-    "caps": "attach-caps",
-    "linear": "attach-linear",
-    "onnx": "export --onnx",
-    "profile": "profile",
-    "analysis": "analyse",
-}
-
-#: What each stage is made from.
-_MADE_FROM: dict[StageName, StageName] = {
-    "pruned": "baseline",
-    "caps": "pruned",
-    "linear": "pruned",
-    "onnx": "caps",
-    "profile": "onnx",
-    "analysis": "caps",
-}
-
-#: Stages that leave one JSON file; the others leave a folder.
-_FILES: tuple[StageName, ...] = ("profile", "analysis")
+#: A stage's name as files hold it: that of a plug-in that is not here is as good.
+StageName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]*$", max_length=64)]
 
 #: Characters of a run's name: files beside its folder have longer ones.
 _LONGEST_NAME = 200
@@ -148,7 +126,29 @@ class Run:
 
     def path(self, stage: StageName) -> Path:
         """Where a stage leaves its results."""
-        return self.directory / (f"{stage}.json" if stage in _FILES else stage)
+        if stage in STAGES:
+            return STAGES[stage].path(self.directory)
+        file = self.directory / f"{stage}.json"  # of a plug-in that is not here
+        return file if file.is_file() else self.directory / stage
+
+    def _follows(self, stage: StageName) -> StageName | None:
+        """What a stage is made from; of one that nobody knows here, by the ids in its record."""
+        if stage in STAGES:
+            return STAGES[stage].follows
+        record = self.stages.get(stage)
+        made = (name for name, other in self.stages.items() if record and other.id == record.parent)
+        return next(made, None)
+
+    def _line_of(self, stage: StageName) -> list[StageName]:
+        """The stages that a stage comes from, the first one first, and itself."""
+        line = [stage]
+        while (before := self._follows(line[0])) is not None and before not in line:
+            line.insert(0, before)
+        return line
+
+    def _command(self, stage: StageName) -> str:
+        """What users are told to give so that a stage is done."""
+        return f"capsprune {STAGES[stage].command.words}{self._run_flag}"
 
     def work(self, stage: StageName) -> Path:
         """Where a stage keeps what is not finished."""
@@ -167,24 +167,22 @@ class Run:
         if stage not in self.stages:
             raise RunError(
                 f"{needed_by} needs {stage}, which run '{self.name}' has not yet; first run "
-                f"'capsprune {STAGES[stage]}{self._run_flag}'."
+                f"'{self._command(stage)}'."
             )
-        for earlier, later in itertools.pairwise(_line_of(stage)):
+        for earlier, later in itertools.pairwise(self._line_of(stage)):
             if later in self.stages and self._is_stale(later):
                 raise RunError(
                     f"{later} of run '{self.name}' was made from an older {earlier}; run "
-                    f"'capsprune {STAGES[later]}{self._run_flag} --overwrite'."
+                    f"'{self._command(later)} --overwrite'."
                 )
         if not self.path(stage).exists():
-            raise RunError(
-                f"{self.path(stage)} is gone; run 'capsprune {STAGES[stage]}{self._run_flag} "
-                "--overwrite'."
-            )
+            raise RunError(f"{self.path(stage)} is gone; run '{self._command(stage)} --overwrite'.")
         return self.stages[stage]
 
     def _is_stale(self, stage: StageName) -> bool:
         """Whether a stage was made from an earlier result than the one that is there now."""
-        before = self.stages.get(_MADE_FROM[stage])
+        follows = self._follows(stage)
+        before = None if follows is None else self.stages.get(follows)
         return (
             before is not None
             and not self._is_of_something_named(stage)
@@ -200,10 +198,11 @@ class Run:
         """The finished stages that stay valid when a stage is made anew: those not made from it."""
 
         def goes_back_to_it(other: StageName) -> bool:
-            while other in _MADE_FROM and not self._is_of_something_named(other):
-                other = _MADE_FROM[other]
-                if other == stage:
-                    return True
+            while not self._is_of_something_named(other):
+                before = self._follows(other)
+                if before is None or before == stage:
+                    return before is not None
+                other = before
             return False
 
         return [other for other in self.stages if other != stage and not goes_back_to_it(other)]
@@ -356,9 +355,9 @@ class Run:
 
     def _recover(self) -> None:
         """Finish what a process that was killed was about to: with the lock held alone."""
-        for folder in (self.directory, self.directory / _WORK, *map(self.work, STAGES)):
+        for folder in (self.directory, self.directory / _WORK, *map(self.work, self._all_stages())):
             remove_partials(folder)
-        for stage in STAGES:
+        for stage in self._all_stages():
             try:
                 commit = _Commit.model_validate(check_plain(read_json(self.work(stage) / _COMMIT)))
                 check_stage(stage, commit.record.options, commit.record.summary)
@@ -370,6 +369,10 @@ class Run:
             if not self.path(stage).exists() and replaced.exists():
                 move(replaced, self.path(stage))
             discard(replaced)
+
+    def _all_stages(self) -> list[StageName]:
+        """Those of the table, and what else the run has."""
+        return list(dict.fromkeys([*STAGES, *self.stages]))
 
     def _replaced(self, stage: StageName) -> Path:
         """Where the result lies that a stage had before, until the new one is in its place."""
@@ -584,14 +587,6 @@ def list_readable(
                 "move it elsewhere."
             )
     return found, damaged
-
-
-def _line_of(stage: StageName) -> list[StageName]:
-    """The stages that a stage comes from, the first one first, and itself."""
-    line = [stage]
-    while line[0] in _MADE_FROM:
-        line.insert(0, _MADE_FROM[line[0]])
-    return line
 
 
 def _no_run(directory: Path) -> RunError:

@@ -25,8 +25,9 @@ from capsprune.options import (
     RecipeError,
     parse_options,
 )
-from capsprune.recipe import Recipe, read_yaml
+from capsprune.recipe import Recipe, parse_recipe, read_yaml
 from capsprune.run import Run, StageName, check_name, is_run, list_readable, list_runs
+from capsprune.stages import STAGES
 
 TrunkKind = Literal["frozen", "finetuned"]
 
@@ -46,8 +47,10 @@ _MAX_CELLS = 10_000
 #: Of what the grid runs over.
 _LENGTH = Field(min_length=1, max_length=_MAX_LENGTH)
 
-#: Stages of a finished cell.
-CELL_STAGES: tuple[StageName, ...] = ("pruned", "caps", "linear", "onnx", "analysis")
+
+def cell_stages() -> list[StageName]:
+    """Return the stages of a finished cell."""
+    return [name for name in STAGES if STAGES[name].in_cells]
 
 
 class SweepError(CapspruneError):
@@ -139,8 +142,7 @@ class SweepRecipe(Options):
         size: dict[str, Any] = {"flops": 1 - cell.pruned / 100}
         if strategy is not None and cell.pruned:
             size = {"strategy": strategy}
-        return parse_options(
-            Recipe,
+        return parse_recipe(
             {
                 "name": cell.name,
                 "seed": cell.seed,
@@ -148,9 +150,9 @@ class SweepRecipe(Options):
                 "prune": {**self.prune, **size},
                 "attach-caps": {**self.attach_caps, **head},
                 "attach-linear": head,
-                "export": self.export,
+                "export": self.export.model_dump(),
                 "profile": None,
-                "analyse": self.analyse,
+                "analyse": self.analyse.model_dump(),
             },
             where,
         )
@@ -288,7 +290,7 @@ class Sweep:
             runs: from `read_runs`.
         """
         return {
-            cell.name: cell.name in runs and set(CELL_STAGES) <= set(runs[cell.name].stages)
+            cell.name: cell.name in runs and set(cell_stages()) <= set(runs[cell.name].stages)
             for cell in self.cells
         }
 

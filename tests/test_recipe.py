@@ -21,7 +21,7 @@ from capsprune.options import (
     TrainOptions,
     parse_options,
 )
-from capsprune.recipe import Recipe, read_recipe
+from capsprune.recipe import parse_recipe, read_recipe
 from capsprune.sweep import read_sweep_recipe
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
@@ -29,7 +29,7 @@ RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
 def test_the_recipes_that_come_with_it_are_recipes(path):
-    assert read_recipe(path).train.model
+    assert read_recipe(path).stages["baseline"].model
 
 
 def test_hyphens_and_underscores_are_one(tmp_path):
@@ -42,7 +42,7 @@ def test_hyphens_and_underscores_are_one(tmp_path):
         (tmp_path / "mine.yaml").write_text(text)
         recipes.append(read_recipe(tmp_path / "mine.yaml"))
     assert recipes[0] == recipes[1]
-    assert recipes[0].name == "mine" and recipes[0].attach_caps.d1 == 4
+    assert recipes[0].name == "mine" and recipes[0].stages["caps"].d1 == 4
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,6 @@ def test_batch_sizes(given, batches):
         (TrainOptions, {}, "--model is missing; give it."),
         (ProfileOptions, {"batch": "1,x"}, "--batch 'x' is not accepted"),
         (ProfileOptions, {"batch": ""}, "--batch '' is not accepted"),
-        (Recipe, {"name": "r", "trian": {}}, "--trian is no field of a recipe; did you mean train"),
     ],
 )
 def test_what_is_wrong_is_one_sentence(kind, values, said):
@@ -70,6 +69,37 @@ def test_what_is_wrong_is_one_sentence(kind, values, said):
         parse_options(kind, values)
     assert said in str(error.value)
     assert "\n" not in str(error.value) and str(error.value)[-1] in ".?"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({"trian": {}}, "r.yaml: trian is no field of a recipe; did you mean train"),
+        ({"train": {"modell": "resnet18"}}, "r.yaml: train.modell is no field of a recipe; did"),
+        ({"train": {"model": "resnet18", "image-size": -1}}, "r.yaml: train.image-size -1 is not"),
+        ({}, "r.yaml: train is missing; give it."),
+        ({"train": None}, "r.yaml: train None is not accepted"),
+        ({"train": {"model": "resnet18"}, "prune": None}, "r.yaml: prune None is not accepted"),
+        ({"train": {"model": "resnet18"}, "prune": {"flops": 2}}, "r.yaml: prune.flops 2 is not"),
+        ({"train": {"model": "resnet18"}, "seed": -1}, "r.yaml: seed -1 is not accepted"),
+    ],
+)
+def test_what_is_wrong_with_a_recipe_is_one_sentence(content, said):
+    with pytest.raises(RecipeError) as error:
+        parse_recipe({"name": "r", **content}, "r.yaml: ")
+    assert said in str(error.value)
+    assert "\n" not in str(error.value) and str(error.value)[-1] in ".?"
+
+
+def test_a_recipe_has_stages_by_default_and_those_that_it_names():
+    def stages(**fields):
+        return list(
+            parse_recipe({"name": "r", "train": {"model": "resnet18"}, **fields}, "").stages
+        )
+
+    assert stages() == ["baseline", "pruned", "caps", "onnx", "profile"]
+    assert stages(profile=None) == ["baseline", "pruned", "caps", "onnx"]
+    assert stages(analyse={}, attach_linear={})[3:] == ["linear", "onnx", "profile", "analysis"]
 
 
 HUGE = 10**30

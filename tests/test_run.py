@@ -10,7 +10,8 @@ from power import Watch
 
 from capsprune.errors import RunError
 from capsprune.files import write_text
-from capsprune.run import STAGES, StageName, list_runs, open_run, read_run
+from capsprune.run import StageName, list_runs, open_run, read_run
+from capsprune.stages import STAGES
 
 NETWORK = {"model": "tiny", "data": "digits", "forward_macs": 1, "parameters": 1, "frozen": False}
 ONNX = {
@@ -50,7 +51,7 @@ ANALYSIS = {
     "agreement_other": [None],
     "robustness": [{"distortion": "none", "amount": 0, "unit": "", "capsules": 0.5}],
 }
-SUMMARIES = dict.fromkeys(STAGES, NETWORK) | {
+SUMMARIES = dict.fromkeys([*STAGES], NETWORK) | {
     "onnx": ONNX,
     "profile": PROFILE,
     "analysis": ANALYSIS,
@@ -289,7 +290,7 @@ def leave_result(work: Path, stage: StageName, content: str) -> Path:
     return result
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", [*STAGES])
 def test_a_stage_is_noted_as_done_when_all_of_it_is_on_the_disk(
     tmp_path: Path, watch: Watch, monkeypatch: pytest.MonkeyPatch, stage: StageName
 ) -> None:

@@ -46,21 +46,21 @@ def test_the_grid_has_a_run_for_each_cell(tmp_path):
     cell = GridCell("mobilenet_v1", 50, "frozen", 4)
     assert cell in grid.cells and cell.name == "mobilenet_v1-50-frozen-s4"
     run = grid.cell_recipe(cell)
-    assert (run.name, run.seed, run.train.model, run.train.epochs) == (
+    assert (run.name, run.seed, run.stages["baseline"].model, run.stages["baseline"].epochs) == (
         cell.name,
         4,
         "mobilenet_v1",
         2,
     )
-    assert (run.prune.flops, run.prune.candidates) == (0.5, 5)
-    assert run.attach_caps.freeze and run.attach_caps.iterations == 2
+    assert (run.stages["pruned"].flops, run.stages["pruned"].candidates) == (0.5, 5)
+    assert run.stages["caps"].freeze and run.stages["caps"].iterations == 2
     # The linear control has the budget of the capsules.
-    assert run.attach_linear is not None
-    for head in (run.attach_caps, run.attach_linear):
+    assert "linear" in run.stages
+    for head in (run.stages["caps"], run.stages["linear"]):
         assert (head.epochs, head.lr, head.freeze) == (7, 0.5, True)
     other = grid.cell_recipe(GridCell("mobilenet_v1", 0, "finetuned", 3))
-    assert other.prune.flops == 1 and other.attach_caps.epochs == 8
-    assert not other.attach_caps.freeze
+    assert other.stages["pruned"].flops == 1 and other.stages["caps"].epochs == 8
+    assert not other.stages["caps"].freeze
 
 
 @pytest.mark.parametrize(
@@ -163,8 +163,8 @@ def test_the_papers_recipes_are_sound(path):
     assert grid.name == path.stem
     for cell in grid.cells:
         options = grid.cell_recipe(cell)
-        if options.prune.strategy is not None:
-            assert options.prune.strategy.is_file()
+        if options.stages["pruned"].strategy is not None:
+            assert options.stages["pruned"].strategy.is_file()
     assert {cell.trunk for cell in grid.cells} == {"frozen", "finetuned"}
 
 

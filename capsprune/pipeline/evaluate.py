@@ -9,10 +9,7 @@ from capsprune.errors import RunError
 from capsprune.options import EvaluateOptions
 from capsprune.pipeline.fitting import score_network
 from capsprune.pipeline.session import Session
-from capsprune.run import StageName
-
-#: Stages that leave a checkpoint, in the order in which they are done.
-_CHECKPOINTS: tuple[StageName, ...] = ("baseline", "pruned", "caps", "linear")
+from capsprune.stages import checkpoint_stages
 
 
 def evaluate_checkpoint(options: EvaluateOptions, session: Session) -> dict[str, Any]:
@@ -28,7 +25,7 @@ def evaluate_checkpoint(options: EvaluateOptions, session: Session) -> dict[str,
     run = session.run
     source = options.checkpoint
     if source is None:
-        done = [stage for stage in _CHECKPOINTS if stage in run.stages]
+        done = [stage for stage in checkpoint_stages() if stage in run.stages]
         if not done:
             raise RunError(
                 f"Run '{run.name}' has no checkpoint yet; first run 'capsprune prune --model "

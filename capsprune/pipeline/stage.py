@@ -16,18 +16,11 @@ from capsprune.data.names import written_path
 from capsprune.data.sources import DataSplits
 from capsprune.data.splits import Split
 from capsprune.errors import CapspruneError, CheckpointError, RunError
-from capsprune.options import (
-    AnalyseOptions,
-    HeadOptions,
-    ImportOptions,
-    Options,
-    PruneOptions,
-    TrainOptions,
-    parse_options,
-)
+from capsprune.options import Options, parse_options
 from capsprune.pipeline.session import Session
 from capsprune.provenance import verification_images, write_provenance
-from capsprune.run import STAGES, StageName, StageRecord
+from capsprune.run import StageName, StageRecord
+from capsprune.stages import Command, commands_of
 from capsprune.training.fit import History
 
 #: Options that only say where something lies, or who does the work: a stage that was interrupted
@@ -39,8 +32,6 @@ _BESIDE_OPTIONS: dict[str, Any] = {"precision": "32-true", "sha256": None, "line
 #: Digests of the files that options name: another file of the same name is another request. Older
 #: records lack them, and a file that is gone has none.
 _CONTENTS = frozenset({"weights_sha256", "strategy_sha256"})
-#: Stages whose networks compute in the precision that is asked for.
-_PRECISE = (TrainOptions, PruneOptions, HeadOptions, AnalyseOptions)
 
 
 @dataclass
@@ -49,8 +40,8 @@ class Stage:
 
     session: Session
     name: StageName
-    #: Which options it takes.
-    kind: type[Options]
+    #: That makes it.
+    command: Command
     #: What was asked for, as it is compared and written down.
     asked: dict[str, Any]
     #: Id of what it is made from.
@@ -77,9 +68,10 @@ class Stage:
             resolved: values that stand for an option that was left open.
         """
         asked = {**_written(options), **resolved}
-        if isinstance(options, _PRECISE):
+        command = next(row for row in commands_of(name) if row.options is type(options))
+        if command.is_precise:
             asked["precision"] = session.precision
-        return cls(session, name, type(options), asked, parent)
+        return cls(session, name, command, asked, parent)
 
     def done(self) -> StageRecord | None:
         """Give the record if the stage is finished as asked, saying so.
@@ -104,19 +96,23 @@ class Stage:
         run = self.session.run
         has = f"Run '{run.name}' has a finished {self.name} already, made with"
         remedy = "give --overwrite to replace it, or another --run."
-        imported = "sha256" in stored
-        if imported != (self.kind is ImportOptions):
-            commands = ("import-checkpoint", STAGES[self.name])
-            one, other = commands if imported else reversed(commands)
-            raise RunError(f"{has} {one} instead of {other}; {remedy}")
-        fields = {key: value for key, value in stored.items() if key in self.kind.model_fields}
+        made_by = max(
+            # Of those that know as many of its options, the one that is asked for.
+            (self.command, *commands_of(self.name)),
+            key=lambda command: len(set(stored) & set(command.options.model_fields)),
+        )
+        if made_by != self.command:
+            raise RunError(f"{has} {made_by.name} instead of {self.command.name}; {remedy}")
+        fields = {
+            key: value for key, value in stored.items() if key in self.command.options.model_fields
+        }
         unknown = sorted(set(stored) - set(fields) - set(_BESIDE_OPTIONS) - _CONTENTS)
         if unknown:
             raise RunError(
                 f"{has} options that this version does not know ({', '.join(unknown)}); {remedy}"
             )
         try:
-            options = parse_options(self.kind, fields, "")
+            options = parse_options(self.command.options, fields, "")
         except CapspruneError as error:
             reason = str(error).rstrip(".")
             raise RunError(f"{has} options that cannot be used ({reason}); {remedy}") from error
@@ -159,7 +155,7 @@ class Stage:
         root = self.session.root
         if root is not None:
             summary = {**summary, "data_root": written_path(root)}
-        if issubclass(self.kind, _PRECISE):
+        if self.command.is_precise:
             summary = {**summary, "device": self.session.fabric.device.type}
         splits, stored = self._splits, self.session.split
         drawn = splits is not None and (stored is None or stored.digest != splits.split.digest)

@@ -14,25 +14,23 @@ import torch
 from capsprune.checkpoint import load_checkpoint, verify_checkpoint
 from capsprune.errors import CapspruneError
 from capsprune.files import dump_json, read_json, scratch, write_text
-from capsprune.options import ImportOptions
-from capsprune.pipeline.analyse import analyse
-from capsprune.pipeline.attach_caps import attach_caps
-from capsprune.pipeline.attach_linear import attach_linear
-from capsprune.pipeline.export import export, export_checkpoint, find_images
+from capsprune.options import ImportOptions, TrainOptions
+from capsprune.pipeline.export import export_checkpoint, find_images
 from capsprune.pipeline.import_checkpoint import import_checkpoint
 from capsprune.pipeline.jobs import Job, run_jobs
 from capsprune.pipeline.profile import say_where
-from capsprune.pipeline.prune import prune
 from capsprune.pipeline.session import Session
-from capsprune.pipeline.train import train
 from capsprune.progress import Progress
 from capsprune.recipe import Recipe
 from capsprune.run import Run, StageName, open_run, read_run
 from capsprune.runtime.profile import profile_variants
 from capsprune.runtime.sessions import resolve_provider
-from capsprune.sweep import CELL_STAGES, GridCell, Sweep, SweepRecipe, open_sweep, read_sweep
+from capsprune.stages import STAGES
+from capsprune.sweep import GridCell, Sweep, SweepRecipe, cell_stages, open_sweep, read_sweep
 from capsprune.training.device import gpu_number
 
+#: Stages that cells have from runs which they share.
+_SHARED: tuple[StageName, ...] = ("baseline", "pruned")
 #: The last job: all networks beside each other in ONNX Runtime.
 _PROFILE = "profile"
 
@@ -127,12 +125,13 @@ def unfinished(run: Run | None) -> str | None:
         None if it is finished, "" if there is something left to do, or what is damaged.
     """
     if run is None or any(
-        stage not in run.stages or not run.path(stage).exists() for stage in CELL_STAGES
+        stage not in run.stages or not run.path(stage).exists() for stage in cell_stages()
     ):
         return ""
     try:
-        for stage in ("caps", "linear"):
-            verify_checkpoint(run.path(stage))
+        for stage in cell_stages():
+            if STAGES[stage].is_checkpoint and stage != _SHARED[-1]:
+                verify_checkpoint(run.path(stage))
     except CapspruneError as error:
         return f"{error} Remove that folder, and give the same command again."
     return None
@@ -156,11 +155,11 @@ def _jobs_for(
     others = (replace(cell, pruned=pruned) for pruned in grid.pruned)
     if not cell.pruned and any(_published_file(grid, other, checkpoints) for other in others):
         # What others published comes as it is, so the unpruned one must not be fine-tuned either.
-        prune_options = recipe.prune.model_copy(update={"epochs": 0})
-        recipe = recipe.model_copy(update={"prune": prune_options})
+        as_it_is = recipe.stages["pruned"].model_copy(update={"epochs": 0})
+        recipe = replace(recipe, stages={**recipe.stages, "pruned": as_it_is})
 
     def member(name: str, **others: Any) -> Member:
-        named = recipe.model_copy(update={"name": name})
+        named = replace(recipe, name=name)
         return Member(opened.directory, named, device, opened.precision, **others)
 
     needs: tuple[str, ...] = ()
@@ -184,7 +183,7 @@ def _session(member: Member, progress: Progress, place: int) -> Iterator[Session
     with open_run(member.directory, recipe.name, recipe.seed, create=True) as run:
         if member.source is not None:
             source = read_run(member.directory, member.source)
-            for stage in ("baseline", "pruned"):
+            for stage in _SHARED:
                 if stage in source.stages:
                     run.adopt(stage, source)
         yield Session(run, device, member.precision, progress=progress)
@@ -192,14 +191,15 @@ def _session(member: Member, progress: Progress, place: int) -> Iterator[Session
 
 def _baseline(member: Member, progress: Progress, place: int) -> None:
     with _session(member, progress, place) as session:
-        train(member.recipe.train, session)
+        _do("baseline", member, session)
 
 
 def _pruned(member: Member, progress: Progress, place: int) -> None:
     with _session(member, progress, place) as session:
-        training = member.recipe.train
+        training = member.recipe.stages["baseline"]
+        assert isinstance(training, TrainOptions)
         if member.published is None:
-            prune(member.recipe.prune, session)
+            _do("pruned", member, session)
             return
         options = ImportOptions(
             checkpoint=member.published,
@@ -216,14 +216,14 @@ def _pruned(member: Member, progress: Progress, place: int) -> None:
 
 
 def _cell(member: Member, progress: Progress, place: int) -> None:
-    recipe = member.recipe
-    assert recipe.attach_linear is not None
-    assert recipe.analyse is not None
     with _session(member, progress, place) as session:
-        attach_caps(recipe.attach_caps, session)
-        attach_linear(recipe.attach_linear, session)
-        export(recipe.export, session)
-        analyse(recipe.analyse, session)
+        for stage in cell_stages():
+            if stage not in _SHARED:
+                _do(stage, member, session)
+
+
+def _do(stage: StageName, member: Member, session: Session) -> None:
+    STAGES[stage].function(member.recipe.stages[stage], session)
 
 
 def _profile(

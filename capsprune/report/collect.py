@@ -21,7 +21,8 @@ from capsprune.report.reading import (
     read_rows,
 )
 from capsprune.report.results import Backbone, Cell, Head, Latency, Results, Row, Search
-from capsprune.run import STAGES, DamagedRun, Run, StageName, read_run
+from capsprune.run import DamagedRun, Run, StageName, read_run
+from capsprune.stages import STAGES
 from capsprune.sweep import DamagedSweep, is_sweep, read_sweep
 
 #: Figures of a stage's summary that a cell or a backbone has too.
@@ -165,8 +166,8 @@ def _read_single(runs_dir: Path, name: str, found: _Found) -> None:
     _read_run(run, name, None, found)
     _read_run_profile(run, name, found)
     absent = [
-        f"{stage} (capsprune {command})"
-        for stage, command in STAGES.items()
+        f"{stage} (capsprune {STAGES[stage].command.words})"
+        for stage in STAGES
         if stage not in usable and stage not in run.stages
     ]
     if absent:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from capsprune import stages
 from capsprune.errors import Interrupted
-from capsprune.options import Options, parse_options
+from capsprune.options import Options
 from capsprune.pipeline import recipes
 from capsprune.pipeline.session import Session
-from capsprune.recipe import Recipe
+from capsprune.recipe import Recipe, parse_recipe
 from capsprune.run import Run, StageName, open_run
 
-RECIPE = parse_options(Recipe, {"name": "r", "train": {"model": "resnet18"}, "profile": None})
+RECIPE = parse_recipe({"name": "r", "train": {"model": "resnet18"}, "profile": None}, "")
 STAGES: tuple[StageName, ...] = ("baseline", "pruned", "caps", "onnx")
 
 
@@ -27,8 +29,10 @@ class Pipeline:
         self.done: list[StageName] = []
         self.interrupted_at: StageName | None = None
         self.ids = itertools.count()
-        fakes = {name: (self.stage(name), recipes._STAGES[name][1]) for name in recipes._STAGES}
-        monkeypatch.setattr(recipes, "_STAGES", fakes)
+        for name in stages.STAGES:
+            command = replace(stages.STAGES[name].command, work=self.stage(name))
+            kind = replace(stages.STAGES[name], command=command)
+            monkeypatch.setitem(stages.STAGES._entries, name, kind)
 
     def stage(self, name: StageName) -> Callable[[Options, Session], None]:
         def work(options: Options, session: Session) -> None:
@@ -68,7 +72,7 @@ class Pipeline:
     def replace(self, name: StageName) -> None:
         """Do one stage again, as its own command does."""
         self.interrupted_at = None
-        self.stage(name)(RECIPE, Session(self._run, overwrite=True))
+        self.stage(name)(RECIPE.stages[name], Session(self._run, overwrite=True))
 
 
 @pytest.fixture
@@ -95,7 +99,7 @@ def test_an_interrupted_overwrite_goes_on(pipeline: Pipeline, first: int) -> Non
 
 def test_another_request_begins_anew(pipeline: Pipeline) -> None:
     pipeline.run(interrupted_at="caps")
-    other = RECIPE.model_copy(update={"seed": 1})
+    other = replace(RECIPE, seed=1)
     assert pipeline.run(other, interrupted_at="pruned") == ["baseline"]
     assert pipeline.run(interrupted_at="caps") == ["baseline", "pruned"]
 

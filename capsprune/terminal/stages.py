@@ -1,46 +1,24 @@
-"""Result tables on the terminal. They take plain data: the summaries that stages leave."""
+"""What the stages of a run and `evaluate` and `inspect` came to, as tables."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
 from capsprune.errors import listed
-
-NOT_AVAILABLE = "not available"
+from capsprune.stages import STAGES
+from capsprune.terminal.layout import (
+    NOT_AVAILABLE,
+    count,
+    new_table,
+    number,
+    percent,
+    show_pairs,
+    show_table,
+    with_unit,
+)
 
 Summary = Mapping[str, Any]
-
-
-def percent(value: float | None) -> str:
-    """Write a fraction as a percentage."""
-    return f"{text} %" if (text := _digits(value, 2, 100)) else NOT_AVAILABLE
-
-
-def count(value: float | None) -> str:
-    """Write a large number with three digits and a unit: 4.09 G, 25.6 M."""
-    if value is None:
-        return NOT_AVAILABLE
-    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if abs(value) >= size:
-            return f"{value / size:.3g} {unit}"
-    return f"{value:g}"
-
-
-def number(value: float | None, digits: int = 2) -> str:
-    """Write a measurement, or that there is none."""
-    return _digits(value, digits) or NOT_AVAILABLE
-
-
-def _digits(value: float | None, digits: int, scale: float = 1) -> str:
-    """Write a number; empty if none was measured, or what was computed is none."""
-    if value is None or not math.isfinite(value):
-        return ""
-    return f"{scale * value:.{digits}f}"
 
 
 def print_checkpoint(title: str, summary: Summary, path: str, seconds: float) -> None:
@@ -74,11 +52,11 @@ def print_checkpoint(title: str, summary: Summary, path: str, seconds: float) ->
     rows.append(("test accuracy", _accuracy(summary)))
     rows += _class_rows(summary.get("worst_classes", ()))
     if "epochs" in summary:
-        kept = f" (kept number {summary['kept_epoch']})" if "kept_epoch" in summary else ""
+        kept = f" (best epoch {summary['kept_epoch']})" if "kept_epoch" in summary else ""
         rows.append(("epochs", f"{summary['epochs']}{kept}"))
     rows += _cost_rows(summary)
     rows += [("time", f"{seconds:.0f} s"), ("checkpoint", path)]
-    _print_pairs(title, rows)
+    show_pairs(title, rows)
 
 
 def print_export(report: Summary) -> None:
@@ -86,7 +64,7 @@ def print_export(report: Summary) -> None:
     routing = "standard operators" if report["inline"] else "capsprune::DynamicRouting"
     if "poses" not in report["outputs"]:
         routing = "none: a backbone without capsules"
-    _print_pairs(
+    show_pairs(
         "ONNX file",
         [
             ("file", report["path"]),
@@ -111,7 +89,7 @@ def print_profile(profile: Summary) -> None:
     measurements = profile["measurements"]
     variants = list(profile["variants"])
     provider = measurements[0]["provider"].upper()
-    table = _table(f"Profile in ONNX Runtime on {provider}, medians")
+    table = new_table(f"Profile in ONNX Runtime on {provider}, medians")
     table.add_column("")
     for variant in variants:
         table.add_column(variant, justify="right")
@@ -125,25 +103,25 @@ def print_profile(profile: Summary) -> None:
         table.add_row(f"batch {batch}")
         for title, write in _MEASURED.items():
             table.add_row(f"  {title}", *map(write, rows))
-    _print(table)
+    show_table(table)
 
 
 def print_analysis(analysis: Summary) -> None:
     """Print what the capsules do, and the accuracy on distorted images."""
-    _print_pairs(
+    show_pairs(
         f"{analysis['model']} with capsules on {analysis['images']} images of {analysis['data']}",
         [
             ("entropy of a bottleneck unit", f"{number(analysis['bottleneck_entropy'], 3)} bits"),
             ("bottleneck units that are on", percent(analysis["active_share"])),
             ("length of a primary capsule", number(analysis["primary_length"], 3)),
             (
-                "primary capsules never active",
+                "dead primary capsules",
                 f"{analysis['never_active']} of {analysis['primary_capsules']} "
                 f"({percent(analysis['never_active_share'])})",
             ),
         ],
     )
-    iterations = _table("Routing")
+    iterations = new_table("Routing")
     iterations.add_column("iteration", justify="right")
     columns = {
         "coupling entropy": "coupling_entropy",
@@ -154,13 +132,13 @@ def print_analysis(analysis: Summary) -> None:
         iterations.add_column(title, justify="right")
     for index, row in enumerate(zip(*(analysis[key] for key in columns.values()), strict=False)):
         iterations.add_row(str(index + 1), *(number(value, 4) for value in row))
-    _print(iterations)
+    show_table(iterations)
     _print_robustness(analysis["robustness"])
 
 
 def _print_robustness(rows: Sequence[Summary]) -> None:
     compared = any(row.get("linear") is not None for row in rows)
-    table = _table("Accuracy on distorted images")
+    table = new_table("Accuracy on distorted images")
     table.add_column("distortion")
     for title in ("amount", "capsules", *(["linear"] if compared else [])):
         table.add_column(title, justify="right")
@@ -175,31 +153,29 @@ def _print_robustness(rows: Sequence[Summary]) -> None:
             *([percent(row.get("linear"))] if compared else []),
         )
         before = row["distortion"]
-    _print(table)
+    show_table(table)
 
 
 #: The rows of a profile for each batch size.
 _MEASURED: dict[str, Callable[[Summary], str]] = {
     "latency": lambda row: f"{row['latency_ms']:.2f} ms",
-    "quartiles": lambda row: f"{row['latency_ms_p25']:.2f} to {row['latency_ms_p75']:.2f} ms",
+    "quartiles": lambda row: f"{row['latency_ms_p25']:.2f}-{row['latency_ms_p75']:.2f} ms",
     "images/s": lambda row: number(row.get("images_per_second"), 0),
-    "peak memory": lambda row: _unit(row.get("peak_memory_mb"), "MB", 0),
+    "peak memory": lambda row: with_unit(row.get("peak_memory_mb"), "MB", 0),
     "in routing": lambda row: percent(row["routing_share"]),
     "kernel": lambda row: row.get("routing_kernel") or "no routing",
-    # The same file with the portable function in the native kernel's place.
-    "without it": lambda row: _if_native(row, _unit(row.get("portable_latency_ms"), "ms", 2)),
-    "routing then": lambda row: _if_native(row, percent(row.get("portable_routing_share"))),
-    "GPU memory": lambda row: _unit(row.get("gpu_memory_mb"), "MB", 0),
-    "energy/image": lambda row: _unit(row.get("energy_joules_per_image"), "J", 4),
+    # The same file with the portable kernel in the native one's place.
+    "portable kernel": lambda row: _if_native(
+        row, with_unit(row.get("portable_latency_ms"), "ms", 2)
+    ),
+    "its routing": lambda row: _if_native(row, percent(row.get("portable_routing_share"))),
+    "GPU memory": lambda row: with_unit(row.get("gpu_memory_mb"), "MB", 0),
+    "energy/image": lambda row: with_unit(row.get("energy_joules_per_image"), "J", 4),
 }
 
 
 def _if_native(row: Summary, text: str) -> str:
     return text if row.get("routing_kernel") == "native" else ""
-
-
-def _unit(value: float | None, unit: str, digits: int) -> str:
-    return NOT_AVAILABLE if value is None else f"{number(value, digits)} {unit}"
 
 
 def print_result(stages: Mapping[str, Summary], files: Iterable[tuple[str, str]]) -> None:
@@ -209,38 +185,32 @@ def print_result(stages: Mapping[str, Summary], files: Iterable[tuple[str, str]]
         stages: the summary of each finished stage, by its name.
         files: what each file holds, and its path.
     """
-    table = _table("Result")
+    table = new_table("Result")
     table.add_column("network")
     for title in ("test accuracy", "MACs", "parameters", "primary capsules", "time"):
         table.add_column(title, justify="right")
-    titles = {
-        "baseline": "unpruned, linear",
-        "pruned": "pruned, linear",
-        "caps": "pruned, capsules",
-        "linear": "pruned, linear, again",
-    }
-    for stage, title in titles.items():
-        if stage in stages:
+    for stage in STAGES:
+        if stage in stages and STAGES[stage].network:
             summary = stages[stage]
             table.add_row(
-                title,
+                STAGES[stage].network,
                 percent(summary.get("accuracy")),
                 count(summary["forward_macs"]),
                 count(summary["parameters"]),
                 str(summary.get("primary_capsules", "")),
                 f"{summary['seconds']:.0f} s",
             )
-    _print(table)
+    show_table(table)
     if "profile" in stages:
         print_profile(stages["profile"])
     if "analysis" in stages:
         print_analysis(stages["analysis"])
-    _print_pairs("Files", list(files))
+    show_pairs("Files", list(files))
 
 
 def print_evaluation(result: Summary) -> None:
     """Print the score of a checkpoint."""
-    _print_pairs(
+    show_pairs(
         "Evaluation",
         [
             ("checkpoint", result["checkpoint"]),
@@ -308,15 +278,15 @@ def print_inspection(result: Summary, groups: bool) -> None:
         ("head MACs", count(result["head_macs"])),
         ("training FLOPs, as the paper counts", count(result["training_flops"])),
     ]
-    _print_pairs("Sizes and costs", rows)
+    show_pairs("Sizes and costs", rows)
     if groups and result["groups"]:
-        table = _table("Groups")
+        table = new_table("Groups")
         table.add_column("root layer")
         table.add_column("channels", justify="right")
         table.add_column("kept", justify="right")
         for name, group in result["groups"].items():
             table.add_row(name, str(group["channels"]), str(group["kept"]))
-        _print(table)
+        show_table(table)
 
 
 def print_costs(run: str, costs: Mapping[str, Summary]) -> None:
@@ -326,7 +296,7 @@ def print_costs(run: str, costs: Mapping[str, Summary]) -> None:
         run: name of the run.
         costs: of each stage's network.
     """
-    table = _table(f"Networks of run {run}")
+    table = new_table(f"Networks of run {run}")
     table.add_column("stage")
     for title in ("S", "I", "MACs of a forward pass", "of them in the head", "parameters"):
         table.add_column(title, justify="right")
@@ -339,119 +309,7 @@ def print_costs(run: str, costs: Mapping[str, Summary]) -> None:
             count(cost["head_macs"]) if "head_macs" in cost else "",
             count(cost["parameters"]),
         )
-    _print(table)
-
-
-def print_runs(runs: Sequence[tuple[str, Mapping[str, str]]], where: str) -> None:
-    """Print what runs there are and which of their stages are done.
-
-    Args:
-        runs: names, and for each stage that is done a word on what came of it.
-        where: the folder that holds them.
-    """
-    if not runs:
-        print(f"There are no runs in {where}.")
-        return
-    stages = ("baseline", "pruned", "caps", "linear", "onnx", "profile", "analysis")
-    table = _table(f"Runs in {where}")
-    table.add_column("run")
-    for stage in stages:
-        table.add_column(stage)
-    for name, done in runs:
-        table.add_row(name, *(done.get(stage, "-") for stage in stages))
-    _print(table)
-
-
-def print_sweeps(sweeps: Sequence[tuple[str, Mapping[str, bool], int]]) -> None:
-    """Print what sweeps there are: name, which cells are done, and how many runs failed."""
-    table = _table("Sweeps")
-    table.add_column("sweep")
-    for title in ("cells", "done", "failed"):
-        table.add_column(title, justify="right")
-    for name, done, failed in sweeps:
-        table.add_row(name, str(len(done)), str(sum(done.values())), str(failed))
-    _print(table)
-
-
-def print_sweep(
-    name: str, cells: Mapping[str, Summary], failed: Mapping[str, str], where: str
-) -> None:
-    """Print what a sweep came to.
-
-    Args:
-        name: of the sweep.
-        cells: by name, the test accuracies of their stages.
-        failed: why a run is not finished, by name.
-        where: the sweep's folder.
-    """
-    table = _table(f"Sweep {name}")
-    table.add_column("cell")
-    for title in ("pruned", "capsules", "linear"):
-        table.add_column(title, justify="right")
-    for cell, accuracies in cells.items():
-        table.add_row(
-            cell,
-            *(percent(accuracies.get(stage)) for stage in ("pruned", "caps", "linear")),
-        )
-    if cells:
-        _print(table)
-    broken = [(run, reason) for run, reason in failed.items() if not reason.startswith("not begun")]
-    if broken:
-        others = len(failed) - len(broken)
-        if others:
-            broken.append((f"{others} more", "not begun, as they build on these"))
-        _print_pairs("Not finished", broken)
-    print(f"Its runs lie in {where}; 'capsprune report {name}' shows them.")
-
-
-def print_report(
-    tables: Iterable[tuple[str, Sequence[str], Sequence[Sequence[str]], int]],
-    claims: Iterable[tuple[str, str]],
-    missing: Mapping[str, str],
-    files: Iterable[str],
-) -> None:
-    """Print a report: its tables, what it says of the paper's claims, and where the files lie.
-
-    Args:
-        tables: title, headings and lines of each, and how many of its columns are words.
-        claims: statement and verdict of each.
-        missing: what is not done.
-        files: that were written.
-    """
-    for title, headings, lines, words in tables:
-        table = _table(title)
-        for place, heading in enumerate(headings):
-            table.add_column(heading, justify="left" if place < words else "right")
-        for line in lines:
-            table.add_row(*line)
-        _print(table)
-    table = _table("What holds, and what does not: the figures are in the report")
-    for heading in ("verdict", "claim"):
-        table.add_column(heading)
-    untold = 0
-    for statement, verdict in claims:
-        if verdict == "cannot be told":
-            untold += 1
-        else:
-            table.add_row(verdict, statement)
-    if table.rows:
-        _print(table)
-    if untold:
-        print(f"{untold} claims cannot be told from these results: it takes a sweep of more cells.")
-    if missing:
-        _print_pairs("What is missing", list(missing.items()))
-    _print_pairs("Files", [(file,) for file in files])
-
-
-def print_findings(findings: Sequence[tuple[str, str, str]]) -> None:
-    """Print what `doctor` found: a name, what there is, and how to get what is missing."""
-    table = _table("capsprune doctor")
-    table.add_column("what")
-    table.add_column("found")
-    table.add_column("how to get it")
-    for row in findings:
-        table.add_row(*row)
-    _print(table)
+    show_table(table)
 
 
 def _cost_rows(summary: Summary) -> list[tuple[str, str]]:
@@ -471,25 +329,3 @@ def _cost_rows(summary: Summary) -> list[tuple[str, str]]:
 
 def _shapes(shapes: Mapping[str, Sequence[Any]]) -> str:
     return ", ".join(f"{name} [{', '.join(map(str, shape))}]" for name, shape in shapes.items())
-
-
-def _table(title: str) -> Table:
-    return Table(title=title, title_justify="left", title_style="bold", header_style="bold")
-
-
-def _print_pairs(title: str, rows: Sequence[tuple[str, ...]]) -> None:
-    table = Table(title=title, title_justify="left", title_style="bold", show_header=False)
-    for _ in rows[0][:-1]:
-        table.add_column()
-    table.add_column(overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    _print(table)
-
-
-def _print(table: Table) -> None:
-    console = Console(highlight=False, markup=False)
-    if not console.is_terminal:
-        # A pipe or a file has no width of its own, and a table cut short is of no use there.
-        console = Console(highlight=False, markup=False, width=200)
-    console.print(table)

@@ -1,6 +1,6 @@
 import pytest
 
-from capsprune.report import tables
+from capsprune.terminal import layout, listings, stages
 
 
 @pytest.mark.parametrize(
@@ -8,12 +8,12 @@ from capsprune.report import tables
     [(None, "not available"), (0, "0"), (999, "999"), (4.09e9, "4.09 G"), (25.6e6, "25.6 M")],
 )
 def test_counts(value, written):
-    assert tables.count(value) == written
+    assert layout.count(value) == written
 
 
 @pytest.mark.parametrize("value", [None, float("nan"), float("inf")])
 def test_what_is_no_number_is_not_available(value):
-    assert tables.percent(value) == tables.number(value) == "not available"
+    assert layout.percent(value) == layout.number(value) == "not available"
 
 
 def evaluation(counts, accuracy=0.5, loss=0.25):
@@ -37,7 +37,7 @@ def evaluation(counts, accuracy=0.5, loss=0.25):
 
 def test_an_evaluation_names_the_worst_classes_and_those_without_images(capsys):
     counts = {f"class {n}": (10, n) for n in range(9)} | {"none": (0, 0)}
-    tables.print_evaluation(evaluation(counts))
+    stages.print_evaluation(evaluation(counts))
     out = capsys.readouterr().out
     assert "class 0: 0.00 % of 10, class 1: 10.00 % of 10, class 2" in out
     assert "class 5" not in out and "without images" in out
@@ -54,7 +54,7 @@ def test_an_evaluation_names_the_worst_classes_and_those_without_images(capsys):
     ],
 )
 def test_the_rate_of_the_largest_class_stands_where_it_tells(capsys, counts, accuracy, told):
-    tables.print_evaluation(evaluation(counts, accuracy))
+    stages.print_evaluation(evaluation(counts, accuracy))
     assert ("always naming the largest class" in capsys.readouterr().out) == told
 
 
@@ -76,7 +76,7 @@ def measurement(variant, batch, **changed):
 
 def test_a_profile_fits_a_terminal_and_has_no_made_up_zero(capsys):
     variants = ("unpruned, linear", "unpruned, capsules", "pruned, capsules")
-    tables.print_profile(
+    stages.print_profile(
         {
             "variants": {name: {"forward_macs": 46.4e6, "parameters": 3.2e6} for name in variants},
             "measurements": [measurement(name, b) for name in variants for b in (32, 1)],
@@ -96,7 +96,7 @@ def test_a_profile_fits_a_terminal_and_has_no_made_up_zero(capsys):
 def test_an_unmeasured_routing_share_is_said(capsys):
     variants = {"only": {"forward_macs": 1, "parameters": 2}}
     rows = [measurement("only", 1, provider="cuda", routing_share=None, gpu_memory_mb=812.4)]
-    tables.print_profile({"variants": variants, "measurements": rows})
+    stages.print_profile({"variants": variants, "measurements": rows})
     out = capsys.readouterr().out
     assert "CUDA" in out and "812 MB" in out
     assert any("in routing" in line and "not available" in line for line in out.splitlines())
@@ -117,24 +117,24 @@ def analysis(linear):
 
 
 def test_an_analysis_fits_a_terminal(capsys):
-    tables.print_analysis(analysis(0.25))
+    stages.print_analysis(analysis(0.25))
     out = capsys.readouterr().out
     assert max(map(len, out.splitlines())) <= 80
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in out.splitlines()]
-    assert ["primary capsules never active", "3 of 128 (2.34 %)"] in rows
+    assert ["dead primary capsules", "3 of 128 (2.34 %)"] in rows
     assert ["2", "0.9000", "0.3100", "-0.2500"] in rows
     assert ["none", "", "50.00 %", "25.00 %"] in rows
     assert ["shift", "5 % of the side", "50.00 %", "25.00 %"] in rows
 
 
 def test_an_analysis_without_a_control_has_no_column_for_it(capsys):
-    tables.print_analysis(analysis(None))
+    stages.print_analysis(analysis(None))
     out = capsys.readouterr().out
     assert "linear" not in out and "not available" not in out
 
 
 def test_no_runs_is_said(capsys):
-    tables.print_runs([], "runs")
+    listings.print_runs([], "runs")
     assert capsys.readouterr().out == "There are no runs in runs.\n"
 
 
@@ -147,7 +147,7 @@ def test_no_runs_is_said(capsys):
     ],
 )
 def test_an_export_says_how_it_routes(capsys, outputs, inline, routing):
-    tables.print_export(
+    stages.print_export(
         {
             "path": "model.onnx",
             "bytes": 1e6,
@@ -166,7 +166,7 @@ def test_an_export_says_how_it_routes(capsys, outputs, inline, routing):
 
 def test_claims_that_cannot_be_told_are_counted_alone(capsys):
     told = [("A is above B.", "holds"), ("C.", "cannot be told"), ("D.", "cannot be told")]
-    tables.print_report([("T", ["a"], [["1"]], 1)], told, {"r": "not done: caps"}, ["x.md"])
+    listings.print_report([("T", ["a"], [["1"]], 1)], told, {"r": "not done: caps"}, ["x.md"])
     out = capsys.readouterr().out
     assert "A is above B." in out and "C." not in out
     assert "2 claims cannot be told from these results" in out
@@ -176,7 +176,7 @@ def test_claims_that_cannot_be_told_are_counted_alone(capsys):
 def test_a_sweep_names_what_failed_and_counts_what_waits_for_it(capsys):
     cells = {"m-0-frozen-s0": {"pruned": 0.5, "caps": None}}
     failed = {"m-s1": "The cause; the remedy.", "m-0-s1": "not begun, as m-s1 failed"}
-    tables.print_sweep("grid", cells, failed, "runs/grid")
+    listings.print_sweep("grid", cells, failed, "runs/grid")
     out = capsys.readouterr().out
     assert "m-0-frozen-s0" in out and "50.00 %" in out and "not available" in out
     assert "The cause; the remedy." in out
