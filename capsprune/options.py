@@ -33,7 +33,7 @@ from capsprune.bounds import (
 )
 from capsprune.data.names import DATA_SETS, known_data_set
 from capsprune.errors import CapspruneError
-from capsprune.pruning.names import CRITERIA, SamplerName
+from capsprune.pruning.names import CRITERIA, SAMPLERS
 from capsprune.tables import Table
 
 
@@ -96,6 +96,7 @@ def hyphenated(name: str) -> str:
 
 ModelName = Annotated[Name, AfterValidator(_model_name)]
 DataName = Annotated[Text, AfterValidator(_data_name)]
+SamplerName = Annotated[Name, BeforeValidator(_entry_of(SAMPLERS)), AfterValidator(SAMPLERS.check)]
 CriterionName = Annotated[
     Name, BeforeValidator(_entry_of(CRITERIA)), AfterValidator(CRITERIA.check)
 ]
@@ -253,9 +254,7 @@ class PruneOptions(Options):
     )
     candidates: CandidateCount = Field(40, description="Strategies to try.")
     sampler: SamplerName = Field(
-        "random",
-        description="Who proposes strategies: eagleeye (blind draws), random (blind draws, moved "
-        "onto the target where they miss it), or tpe, cmaes, evolution, which learn from scores.",
+        "random", description=f"Who proposes strategies: {SAMPLERS.help()}."
     )
     reduction_factor: CandidateCount | None = Field(
         None,

@@ -67,6 +67,12 @@ class Table(Generic[EntryT]):
 
         return add
 
+    def unregister(self, name: str) -> None:
+        """Take out an entry that was added by `register`, if it is there: to define it anew."""
+        if name not in self._places:
+            self._entries.pop(name, None)
+            self._summaries.pop(name, None)
+
     def __getitem__(self, name: str) -> EntryT:
         """Return an entry.
 

@@ -62,11 +62,12 @@ torch.set_num_threads(1)
 from prunables import tiny_prunable
 from capsprune.pruning.evaluation import Evaluator, Task
 from capsprune.pruning.workers import ProcessWorkers
+from capsprune.training.objective import CROSS_ENTROPY
 import numpy as np
 print("main runs")
 tiny = tiny_prunable()
 evaluator = Evaluator(tiny.model, tiny.dependencies, tiny.rankings, [tiny.images(8, 0)],
-                      [(tiny.images(8, 1), torch.arange(8) % 4)])
+                      [(tiny.images(8, 1), torch.arange(8) % 4)], CROSS_ENTROPY)
 workers = ProcessWorkers(evaluator, 2)
 for index in range(2):
     workers.submit(Task(index, np.array([8, 8]), 1, 1))

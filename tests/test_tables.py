@@ -50,6 +50,17 @@ def test_an_entry_is_added_by_a_decorator_and_stands_in_the_help():
     assert table.help() == "red (the warm one), blue (the cold one), green (the third)"
 
 
+def test_what_was_added_can_be_taken_out_and_defined_anew():
+    table = colours()
+    table.register("green")(print)
+    table.unregister("green")
+    assert "green" not in table
+    table.register("green")(len)
+    assert table["green"] is len
+    table.unregister("red")  # which is the package's own
+    assert "red" in table
+
+
 def test_a_name_that_is_taken_is_refused():
     table = colours()
     with pytest.raises(StrategyError, match="There is a colour 'red' already"):

@@ -41,9 +41,10 @@ from capsprune.progress import TerminalProgress
 from capsprune.pruning.adaptive_bn import recalibrate
 from capsprune.pruning.cost import CostModel, count_macs
 from capsprune.pruning.criteria import l1_ranking
+from capsprune.pruning.evaluation import Evaluator
 from capsprune.pruning.groups import find_groups
 from capsprune.pruning.names import SAMPLERS
-from capsprune.pruning.search import SearchResult, search
+from capsprune.pruning.search import SearchResult, SearchSettings, search
 from capsprune.pruning.shrink import shrink
 from capsprune.pruning.space import SearchSpace
 from capsprune.pruning.study import Study
@@ -134,15 +135,16 @@ class Bench:
             self.progress.bar(f"Candidates, {name}") as bar,
         ):
             found = search(
-                self.baseline,
-                self.dependencies,
+                Evaluator(
+                    self.baseline,
+                    self.dependencies,
+                    self.rankings,
+                    self.calibration,
+                    self.scoring,
+                    CROSS_ENTROPY,
+                ),
                 self.space,
-                candidates=candidates,
-                seed=SEED,
-                calibration=self.calibration,
-                scoring=self.scoring,
-                sampler=sampler,
-                reduction_factor=factor,
+                SearchSettings(candidates, SEED, sampler, factor),
                 study=study,
                 on_candidate=lambda _, done, total: bar(done, total),
             )

@@ -20,15 +20,16 @@ from capsprune.data.sources import DataSplits
 from capsprune.errors import StrategyError
 from capsprune.files import read_json, read_text, write_text
 from capsprune.options import PruneOptions
+from capsprune.pipeline.fitting import objective_of
 from capsprune.pipeline.prunable import Prunable
 from capsprune.pipeline.session import Session
 from capsprune.pipeline.stage import Stage
 from capsprune.pruning.candidate import Candidate
 from capsprune.pruning.cost import owned_positions
 from capsprune.pruning.criteria import l1_ranking
-from capsprune.pruning.evaluation import LatencyLimit
+from capsprune.pruning.evaluation import Evaluator, LatencyLimit
 from capsprune.pruning.layers import prunable_layers
-from capsprune.pruning.search import SearchResult, search
+from capsprune.pruning.search import SearchResult, SearchSettings, search
 from capsprune.pruning.shrink import shrink
 from capsprune.pruning.space import Bottleneck, SearchSpace
 from capsprune.pruning.study import Study
@@ -257,19 +258,24 @@ def find_strategy(
                 bar(done, total, f"rung {best.rung + 1}, {note}" if best.rung else note)
 
             found = search(
-                network.model,
-                network.dependencies,
+                Evaluator(
+                    network.model,
+                    network.dependencies,
+                    rankings,
+                    data.calibration,
+                    data.scoring,
+                    objective_of(network.model),
+                    latency,
+                ),
                 space,
-                candidates=options.candidates,
-                seed=session.run.seed,
-                calibration=data.calibration,
-                scoring=data.scoring,
-                sampler=options.sampler,
-                rankings=rankings,
-                reduction_factor=options.reduction_factor,
-                workers=options.workers,
-                latency=latency,
+                SearchSettings(
+                    options.candidates,
+                    session.run.seed,
+                    options.sampler,
+                    options.reduction_factor,
+                ),
                 study=study,
+                workers=options.workers,
                 folder=work,
                 on_candidate=show,
             )

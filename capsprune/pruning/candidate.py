@@ -24,7 +24,7 @@ class Candidate:
     parameters: int
     #: Top-1 accuracy on held-out training images after recalibration.
     score: float
-    #: Cross-entropy on the same images: it decides between equal scores.
+    #: The network's own loss on the same images: it decides between equal scores.
     loss: float
     #: Rung of successive halving that this score is of; only scores of one rung compare.
     rung: int = 0

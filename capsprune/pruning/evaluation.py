@@ -16,7 +16,7 @@ from capsprune.pruning.candidate import PARTS
 from capsprune.pruning.groups import Dependencies
 from capsprune.pruning.shrink import shrink
 from capsprune.training.evaluate import evaluate
-from capsprune.training.objective import CROSS_ENTROPY
+from capsprune.training.objective import Objective
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,8 @@ class Evaluator:
     calibration: Sequence[Tensor]
     #: Held-out training images and labels.
     scoring: Sequence[tuple[Tensor, Tensor]]
+    #: The loss and the class scores of this network. Other processes must be able to unpickle it.
+    objective: Objective
     latency: LatencyLimit | None = None
 
     def __call__(self, task: Task) -> Outcome:
@@ -85,7 +87,7 @@ class Evaluator:
                 return Outcome(0.0, 0.0, latency, violation, clock.seconds)
         recalibrate(shrunk, self.calibration[: task.calibration])
         clock.lap("calibration")
-        result = evaluate(shrunk, self.scoring[: task.scoring], CROSS_ENTROPY)
+        result = evaluate(shrunk, self.scoring[: task.scoring], self.objective)
         clock.lap("scoring")
         score, loss = result.accuracy, result.loss
         if not math.isfinite(loss):  # Outputs that are no numbers name no class.

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, get_args
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from capsprune.errors import StrategyError
 from capsprune.tables import Table
 
 if TYPE_CHECKING:
     from capsprune.pruning.criteria import Criterion
-
-SamplerName = Literal["eagleeye", "random", "tpe", "cmaes", "evolution"]
-
-SAMPLERS: tuple[str, ...] = get_args(SamplerName)
+    from capsprune.pruning.samplers import Sampler
+    from capsprune.pruning.space import SearchSpace
 
 #: What ranks the channels of a group, by the name that `--criterion` takes.
 CRITERIA: Table[Criterion] = Table(
@@ -23,6 +22,34 @@ CRITERIA: Table[Criterion] = Table(
         "bn-scale": ("capsprune.pruning.criteria:bn_scale", "scale of the batch norm"),
         "taylor": ("capsprune.pruning.criteria:taylor", "first-order change of the loss"),
         "random": ("capsprune.pruning.criteria:random", "no criterion, to compare with"),
+    },
+    error=StrategyError,
+)
+
+#: Makes a sampler for a space and a seed: a class will do.
+SamplerMaker = Callable[["SearchSpace", int], "Sampler"]
+
+#: Who proposes strategies, by the name that `--sampler` takes.
+SAMPLERS: Table[SamplerMaker] = Table(
+    "sampler",
+    {
+        "eagleeye": (
+            "capsprune.pruning.samplers:RejectionSampler",
+            "rejection sampling, as published",
+        ),
+        "random": (
+            "capsprune.pruning.samplers:RandomSampler",
+            "rejection sampling, and projection onto the target where it finds nothing",
+        ),
+        "tpe": (
+            "capsprune.pruning.samplers:TpeSampler",
+            "tree-structured Parzen estimator, learns from scores",
+        ),
+        "cmaes": ("capsprune.pruning.samplers:CmaEsSampler", "CMA-ES, learns from scores"),
+        "evolution": (
+            "capsprune.pruning.samplers:EvolutionSampler",
+            "genetic algorithm, learns from scores",
+        ),
     },
     error=StrategyError,
 )

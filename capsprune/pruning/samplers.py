@@ -15,12 +15,12 @@ sampler the stored candidates again and is where it was.
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Any, Protocol
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 
-from capsprune.errors import StrategyError, unknown_name
-from capsprune.pruning.names import SAMPLERS, SamplerName
+from capsprune.pruning.names import SAMPLERS, SamplerMaker
 from capsprune.pruning.space import Fractions, SearchSpace
 
 if TYPE_CHECKING:
@@ -49,50 +49,56 @@ class Sampler(Protocol):
         """
 
 
-class BlindSampler:
-    """EagleEye's: uniform draws, thrown away until one lies on the target."""
+class RejectionSampler:
+    """EagleEye's: uniform draws, rejected until one lies on the target."""
 
     def __init__(self, space: SearchSpace, seed: int) -> None:
         """Make one for a space."""
         self._space, self._seed = space, seed
 
     def propose(self, index: int) -> Fractions:
-        """Draw blindly; raises StrategyError if that does not lead to the target."""
+        """Draw by rejection; raises StrategyError if that does not lead to the target."""
         return self._space.reject(np.random.default_rng((self._seed, index)))
 
     def observe(self, index: int, fractions: Fractions, objective: float) -> None:
         """Learn nothing."""
 
 
-class RandomSampler(BlindSampler):
-    """EagleEye's distribution, or as near to it as a target allows that blind draws miss."""
+class RandomSampler(RejectionSampler):
+    """EagleEye's distribution, or as near to it as a target allows that rejection misses."""
 
     def propose(self, index: int) -> Fractions:
         """Draw from the space."""
         return self._space.propose(np.random.default_rng((self._seed, index)))
 
 
-class OptunaSampler:
+class OptunaSampler(ABC):
     """A sampler of Optuna, in a study in memory that holds what was scored."""
 
-    def __init__(self, name: SamplerName, space: SearchSpace, seed: int) -> None:
+    #: Whether it counts generations as it proposes, so that it must have proposed what it is shown.
+    counts_generations: ClassVar[bool] = True
+
+    def __init__(self, space: SearchSpace, seed: int) -> None:
         """Make one.
 
         Args:
-            name: "tpe", "cmaes" or "evolution".
             space: what proposals are projected onto.
             seed: of all proposals.
         """
         optuna = quiet_optuna()
-        self._name, self._space, self._seed = name, space, seed
+        self._space, self._seed = space, seed
         self._ranges = {
             _parameter(group): optuna.distributions.FloatDistribution(0.0, space.max_rate)
             for group in range(space.groups)
         }
         self._study = optuna.create_study(
-            direction="maximize", sampler=self._make(0), pruner=optuna.pruners.NopPruner()
+            direction="maximize", sampler=self._seeded(0), pruner=optuna.pruners.NopPruner()
         )
         self._asked: dict[int, Trial] = {}
+
+    @abstractmethod
+    def make(self, seed: int) -> BaseSampler:
+        """Return Optuna's sampler with a seed."""
 
     def propose(self, index: int) -> Fractions:
         """Ask Optuna, and move what it says onto the target."""
@@ -104,9 +110,9 @@ class OptunaSampler:
         """Put what was scored in the place of what was proposed."""
         optuna = quiet_optuna()
         asked = self._asked.pop(index, None)
-        if asked is None and self._name != "tpe":
+        if asked is None and self.counts_generations:
             # A candidate of another process, or of before an interruption, was never asked for
-            # here. CMA-ES and evolution count generations as they propose; TPE needs no such thing.
+            # here.
             asked = self._ask(index, keep=False)
         notes: dict[str, Any] = {}
         if asked is not None:
@@ -124,7 +130,7 @@ class OptunaSampler:
         )
 
     def _ask(self, index: int, keep: bool = True) -> Trial:
-        self._study.sampler = self._make(index)
+        self._study.sampler = self._seeded(index)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             trial = self._study.ask(dict(self._ranges))
@@ -132,42 +138,58 @@ class OptunaSampler:
             self._asked[index] = trial
         return trial
 
-    def _make(self, index: int) -> BaseSampler:
-        """Make the sampler for one proposal: its randomness follows from the seed and number."""
-        optuna = quiet_optuna()
+    def _seeded(self, index: int) -> BaseSampler:
+        """Return the sampler of one proposal: its randomness follows from the seed and number."""
         seed = int(np.random.SeedSequence((self._seed, index)).generate_state(1)[0]) % 2**31
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            if self._name == "tpe":
-                return optuna.samplers.TPESampler(
-                    seed=seed, multivariate=True, constant_liar=True, n_startup_trials=_STARTUP
-                )
-            if self._name == "cmaes":
-                return optuna.samplers.CmaEsSampler(seed=seed, warn_independent_sampling=False)
-            return optuna.samplers.NSGAIISampler(seed=seed, population_size=_POPULATION)
+            return self.make(seed)
 
 
-def make_sampler(name: str, space: SearchSpace, seed: int) -> Sampler:
-    """Make a sampler by its name.
+class TpeSampler(OptunaSampler):
+    """Tree-structured Parzen estimator (Bergstra et al., NeurIPS 2011)."""
+
+    counts_generations = False
+
+    def make(self, seed: int) -> BaseSampler:
+        """Return one that models the groups jointly."""
+        return quiet_optuna().samplers.TPESampler(
+            seed=seed, multivariate=True, constant_liar=True, n_startup_trials=_STARTUP
+        )
+
+
+class CmaEsSampler(OptunaSampler):
+    """Covariance matrix adaptation (Hansen and Ostermeier, 2001)."""
+
+    def make(self, seed: int) -> BaseSampler:
+        """Return one with Optuna's defaults."""
+        return quiet_optuna().samplers.CmaEsSampler(seed=seed, warn_independent_sampling=False)
+
+
+class EvolutionSampler(OptunaSampler):
+    """A genetic algorithm (NSGA-II with one objective)."""
+
+    def make(self, seed: int) -> BaseSampler:
+        """Return one with small generations."""
+        return quiet_optuna().samplers.NSGAIISampler(seed=seed, population_size=_POPULATION)
+
+
+def make_sampler(sampler: str | SamplerMaker, space: SearchSpace, seed: int) -> Sampler:
+    """Make a sampler.
 
     Args:
-        name: one of `SAMPLERS`.
+        sampler: one of `SAMPLERS` by name, or what makes one of a space and a seed.
         space: where proposals must lie.
         seed: of all proposals.
 
     Raises:
         StrategyError: if there is no such sampler.
     """
-    if name == "eagleeye":
-        return BlindSampler(space, seed)
-    if name == "random":
-        return RandomSampler(space, seed)
-    if name not in SAMPLERS:
-        raise StrategyError(unknown_name("sampler", name, SAMPLERS))
-    return OptunaSampler(name, space, seed)  # type: ignore[arg-type]
+    maker = SAMPLERS[sampler] if isinstance(sampler, str) else sampler
+    return maker(space, seed)
 
 
-def quiet_optuna():  # type: ignore[no-untyped-def]
+def quiet_optuna() -> Any:
     """Import Optuna, which is too slow to load for what needs it not, and silence its log."""
     import optuna
 

@@ -9,19 +9,18 @@ compared.
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from torch import Tensor, nn
 
 from capsprune.errors import StrategyError
 from capsprune.pruning.candidate import PARTS, Candidate
-from capsprune.pruning.criteria import l1_ranking
-from capsprune.pruning.evaluation import Evaluator, LatencyLimit, Outcome, Task
-from capsprune.pruning.groups import Dependencies
+from capsprune.pruning.evaluation import Evaluator, Outcome, Task
+from capsprune.pruning.names import SAMPLERS, SamplerMaker
 from capsprune.pruning.samplers import Sampler, make_sampler
 from capsprune.pruning.space import Fractions, SearchSpace
 from capsprune.pruning.study import Claim, Rung, Study
@@ -42,6 +41,20 @@ class Plan:
     #: Batches for the batch norm statistics, and for the score.
     calibration: int
     scoring: int
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """How a search goes about it."""
+
+    #: How many candidates to try.
+    candidates: int
+    #: Of the proposals.
+    seed: int = 0
+    #: Who proposes: one of `capsprune.pruning.names.SAMPLERS` by name, or what makes one.
+    sampler: str | SamplerMaker = "random"
+    #: Of successive halving, 1 for none; see `plan_rungs`.
+    reduction_factor: int = 1
 
 
 @dataclass(frozen=True)
@@ -104,20 +117,12 @@ def plan_rungs(candidates: int, calibration: int, scoring: int, factor: int = 1)
 
 
 def search(
-    model: nn.Module,
-    dependencies: Dependencies,
+    evaluator: Evaluator,
     space: SearchSpace,
+    settings: SearchSettings,
     *,
-    candidates: int,
-    seed: int,
-    calibration: Sequence[Tensor],
-    scoring: Sequence[tuple[Tensor, Tensor]],
-    sampler: str = "random",
-    rankings: list[Tensor] | None = None,
-    reduction_factor: int = 1,
-    workers: int = 1,
-    latency: LatencyLimit | None = None,
     study: Study | None = None,
+    workers: int = 1,
     folder: Path | None = None,
     on_candidate: OnCandidate | None = None,
 ) -> SearchResult:
@@ -128,20 +133,12 @@ def search(
     `eagleeye` it does with any number of workers.
 
     Args:
-        model: the trained unpruned network, on the device, in evaluation mode.
-        dependencies: its groups.
+        evaluator: tries a candidate. Where it has a limit of latency, there must be one worker.
         space: where candidates are drawn from.
-        candidates: how many to try.
-        seed: of the proposals.
-        calibration: training images for the batch norm statistics, [batch, 3, H, W] each.
-        scoring: held-out training images and labels.
-        sampler: one of `capsprune.pruning.names.SAMPLERS`.
-        rankings: for each group its channels, those to keep longest first; None for L1 norms.
-        reduction_factor: of successive halving, 1 for none; see `plan_rungs`.
-        workers: processes that try candidates.
-        latency: what a candidate's latency must not pass. It needs one worker.
+        settings: how many to try, and who proposes them.
         study: where candidates are kept; those that it has are not tried again. None to forget
             them.
+        workers: processes that try candidates.
         folder: for what the workers share; None for the system's temporary one.
         on_candidate: called after each candidate.
 
@@ -149,59 +146,41 @@ def search(
         StrategyError: if the target cannot be met.
         StudyError: if the study cannot be used, or is of another search.
     """
-    if candidates < 1:
+    if settings.candidates < 1:
         raise ValueError("A search needs at least one candidate.")
-    if study is None:
-        with Study.in_memory() as forgotten:
-            return search(
-                model,
-                dependencies,
-                space,
-                candidates=candidates,
-                seed=seed,
-                calibration=calibration,
-                scoring=scoring,
-                sampler=sampler,
-                rankings=rankings,
-                reduction_factor=reduction_factor,
-                workers=workers,
-                latency=latency,
-                study=forgotten,
-                folder=folder,
-                on_candidate=on_candidate,
-            )
-    study.require(
-        {
-            "target": space.describe(),
-            "max_rate": space.max_rate,
-            "round_to": space.round_to,
-            "channels": [int(count) for count in space.cost.channels],
-            "macs": space.cost.unpruned_macs,
-            "sampler": sampler,
-            "seed": seed,
-            "reduction_factor": reduction_factor,
-            "latency_ms": latency.limit_ms if latency else None,
-        }
+    kept: contextlib.AbstractContextManager[Study] = (
+        contextlib.nullcontext(study) if study is not None else Study.in_memory()
     )
-    evaluator = Evaluator(
-        model,
-        dependencies,
-        l1_ranking(model, dependencies) if rankings is None else rankings,
-        calibration,
-        scoring,
-        latency,
-    )
-    proposals = make_sampler(sampler, space, seed)
-    plan = plan_rungs(candidates, len(calibration), len(scoring), reduction_factor)
-    pool: Workers = (
-        InProcess(evaluator) if workers == 1 else ProcessWorkers(evaluator, workers, folder)
-    )
-    try:
-        found = _climb(_Search(space, study, pool, proposals, plan, on_candidate))
-    finally:
-        pool.close()
-    study.complete()
-    return found
+    with kept as study:
+        study.require(
+            {
+                "target": space.describe(),
+                "max_rate": space.max_rate,
+                "round_to": space.round_to,
+                "channels": [int(count) for count in space.cost.channels],
+                "macs": space.cost.unpruned_macs,
+                "sampler": SAMPLERS.name_of(settings.sampler),
+                "seed": settings.seed,
+                "reduction_factor": settings.reduction_factor,
+                "latency_ms": evaluator.latency.limit_ms if evaluator.latency else None,
+            }
+        )
+        sampler = make_sampler(settings.sampler, space, settings.seed)
+        plan = plan_rungs(
+            settings.candidates,
+            len(evaluator.calibration),
+            len(evaluator.scoring),
+            settings.reduction_factor,
+        )
+        pool: Workers = (
+            InProcess(evaluator) if workers == 1 else ProcessWorkers(evaluator, workers, folder)
+        )
+        try:
+            found = _climb(_Search(space, study, pool, sampler, plan, on_candidate))
+        finally:
+            pool.close()
+        study.complete()
+        return found
 
 
 @dataclass

@@ -16,9 +16,10 @@ import torch
 from prunables import tiny_prunable
 
 import capsprune.pruning.evaluation as evaluation
-from capsprune.pruning.search import search
+from capsprune.pruning.search import SearchSettings, search
 from capsprune.pruning.space import SearchSpace
 from capsprune.pruning.study import Study
+from capsprune.training.objective import CROSS_ENTROPY
 
 
 def main() -> None:
@@ -39,15 +40,16 @@ def main() -> None:
         study = Study.local(Path(database))
     with study:
         found = search(
-            tiny.model,
-            tiny.dependencies,
+            evaluation.Evaluator(
+                tiny.model,
+                tiny.dependencies,
+                tiny.rankings,
+                [tiny.images(8, seed) for seed in range(4)],
+                [(tiny.images(32, 3), torch.arange(32) % 4)],
+                CROSS_ENTROPY,
+            ),
             SearchSpace.around(tiny.cost, 0.5),
-            candidates=int(candidates),
-            seed=0,
-            calibration=[tiny.images(8, seed) for seed in range(4)],
-            scoring=[(tiny.images(32, 3), torch.arange(32) % 4)],
-            sampler=sampler,
-            reduction_factor=int(factor),
+            SearchSettings(int(candidates), 0, sampler, int(factor)),
             study=study,
             on_candidate=lambda c, done, total: print(f"- {c.rung} {c.index}", flush=True),
         )

@@ -16,10 +16,11 @@ from capsprune.pruning.candidate import PARTS, Candidate
 from capsprune.pruning.criteria import rank_channels
 from capsprune.pruning.evaluation import Evaluator, LatencyLimit, Task
 from capsprune.pruning.names import SAMPLERS
-from capsprune.pruning.search import Plan, plan_rungs, search
+from capsprune.pruning.search import Plan, SearchSettings, plan_rungs, search
 from capsprune.pruning.space import SearchSpace
 from capsprune.pruning.study import Study
 from capsprune.pruning.workers import ProcessWorkers
+from capsprune.training.objective import CROSS_ENTROPY
 
 
 @pytest.fixture(autouse=True)
@@ -41,17 +42,23 @@ def data(tiny, batches=2):
     }
 
 
-def searched(tiny, path=None, candidates=5, seed=0, batches=2, **options):
+def evaluator(tiny, batches=2, **changed):
+    parts = {"rankings": tiny.rankings, "objective": CROSS_ENTROPY, **data(tiny, batches)}
+    return Evaluator(tiny.model, tiny.dependencies, **{**parts, **changed})
+
+
+def searched(tiny, path=None, candidates=5, seed=0, batches=2, **given):
+    """Search; `given` are parts of the evaluator, settings, or arguments of `search`."""
+    changed = {key: given.pop(key) for key in ("rankings", "latency") if key in given}
+    settings = {key: given.pop(key) for key in ("sampler", "reduction_factor") if key in given}
+
     def run(study):
         return search(
-            tiny.model,
-            tiny.dependencies,
+            evaluator(tiny, batches, **changed),
             SearchSpace.around(tiny.cost, 0.5),
-            candidates=candidates,
-            seed=seed,
+            SearchSettings(candidates, seed, **settings),
             study=study,
-            **data(tiny, batches),
-            **options,
+            **given,
         )
 
     if path is None:
@@ -328,10 +335,6 @@ def test_two_workers_find_what_one_finds(tiny, tmp_path, factor):
 def tasks(tiny, count):
     kept = SearchSpace.around(tiny.cost, 0.5).kept(np.full(2, 0.3))
     return [Task(index, kept, 1, 1) for index in range(count)]
-
-
-def evaluator(tiny):
-    return Evaluator(tiny.model, tiny.dependencies, tiny.rankings, **data(tiny))
 
 
 def collected(workers, count):

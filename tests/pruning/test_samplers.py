@@ -1,13 +1,15 @@
-import typing
-
 import numpy as np
 import pytest
+import torch
 
-from capsprune.errors import StrategyError
-from capsprune.options import PruneOptions
+from capsprune.errors import CapspruneError, StrategyError
+from capsprune.options import PruneOptions, parse_options
+from capsprune.pruning.evaluation import Evaluator
 from capsprune.pruning.names import SAMPLERS
 from capsprune.pruning.samplers import make_sampler
+from capsprune.pruning.search import SearchSettings, search
 from capsprune.pruning.space import SearchSpace
+from capsprune.training.objective import CROSS_ENTROPY
 
 LEARNING = ("tpe", "cmaes", "evolution")
 
@@ -84,6 +86,52 @@ def test_an_unknown_sampler_is_refused(space):
         make_sampler("cma", space, 0)
 
 
-def test_the_command_line_knows_the_same_names():
-    annotation = PruneOptions.model_fields["sampler"].annotation
-    assert typing.get_args(annotation) == SAMPLERS
+@pytest.fixture
+def toy():
+    """A sampler of another package: the middle of the space, moved onto the target."""
+
+    @SAMPLERS.register("toy", "a toy")
+    class Toy:
+        def __init__(self, space, seed):
+            self.space, self.seed, self.seen = space, seed, []
+
+        def propose(self, index):
+            generator = np.random.default_rng((self.seed, index))
+            middle = np.full(self.space.groups, self.space.max_rate / 2)
+            return self.space.project(middle, generator)
+
+        def observe(self, index, fractions, objective):
+            self.seen.append(index)
+
+    yield Toy
+    SAMPLERS.unregister("toy")
+
+
+def test_a_sampler_from_outside_is_an_option_and_runs_a_search(toy, shared_tiny):
+    assert parse_options(PruneOptions, {"sampler": "toy"}).sampler == "toy"
+    tiny = shared_tiny
+    found = [
+        search(
+            Evaluator(
+                tiny.model,
+                tiny.dependencies,
+                tiny.rankings,
+                [tiny.images(8)],
+                [(tiny.images(8), torch.arange(8) % 4)],
+                CROSS_ENTROPY,
+            ),
+            SearchSpace.around(tiny.cost, 0.5),
+            SearchSettings(3, 0, sampler),
+        )
+        for sampler in ("toy", toy)
+    ]
+    first, again = ([c.fractions for c in result.candidates] for result in found)
+    assert first == again and len(first) == 3
+
+
+def test_options_take_the_names_of_the_table():
+    for name in SAMPLERS:
+        assert parse_options(PruneOptions, {"sampler": name}).sampler == name
+        assert name in PruneOptions.model_fields["sampler"].description
+    with pytest.raises(CapspruneError, match="Unknown sampler 'cma'; did you mean cmaes"):
+        parse_options(PruneOptions, {"sampler": "cma"})
