@@ -48,7 +48,7 @@ from capsprune.capsules import CapsuleNetwork
 from capsprune.data.preprocessing import Interpolation, Preprocessing
 from capsprune.errors import CapspruneError, CheckpointError, listed
 from capsprune.files import dump_json, make_folder, move, read_json, scratch
-from capsprune.pruning.shrink import layer_channels, resize_layers
+from capsprune.pruning.channels import layer_channels, resize_layers
 
 if TYPE_CHECKING:
     from capsprune.data.sources import DataSplits

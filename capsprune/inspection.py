@@ -13,10 +13,10 @@ from capsprune.capsules.cost import primary_macs, routing_macs
 from capsprune.checkpoint import Checkpoint, load_checkpoint
 from capsprune.errors import RunError
 from capsprune.options import DEFAULT_D1, DEFAULT_D2, DEFAULT_ITERATIONS, InspectOptions
+from capsprune.pruning.channels import prune_channels
 from capsprune.pruning.cost import count_macs, count_parameters
 from capsprune.pruning.criteria import l1_ranking
 from capsprune.pruning.groups import find_groups
-from capsprune.pruning.shrink import shrink
 from capsprune.pruning.strategy import read_strategy
 from capsprune.run import Run
 from capsprune.stages import checkpoint_stages
@@ -62,7 +62,7 @@ def inspect_model(options: InspectOptions) -> dict[str, Any]:
             }
             for group, count in zip(dependencies.groups, kept, strict=True)
         }
-        model = shrink(model, dependencies, l1_ranking(model, dependencies), kept)
+        model = prune_channels(model, dependencies, l1_ranking(model, dependencies), kept)
     macs = sum(count_macs(model, size).values())
     trunk = trunk_of(name, model)
     channels, feature_size = trunk_output(trunk, size)

@@ -22,9 +22,9 @@ from capsprune.checkpoint import (
 from capsprune.data.preprocessing import Preprocessing
 from capsprune.errors import CheckpointError
 from capsprune.files import parse_json
+from capsprune.pruning.channels import prune_channels
 from capsprune.pruning.criteria import l1_ranking
 from capsprune.pruning.groups import find_groups
-from capsprune.pruning.shrink import shrink
 
 DATA = DataDescription(
     name="digits",
@@ -44,7 +44,9 @@ def network_of(name, fraction, head, iterations=2):
     generator = np.random.default_rng(0)
     channels = np.array([group.channels for group in groups.groups])
     removed = (channels * generator.uniform(0, fraction, len(channels))).astype(int)
-    model = shrink(model, groups, l1_ranking(model, groups), np.maximum(channels - removed, 1))
+    model = prune_channels(
+        model, groups, l1_ranking(model, groups), np.maximum(channels - removed, 1)
+    )
     trunk = trunk_of(name, model)
     width, size = trunk_output(trunk, 32)
     if head == "linear":

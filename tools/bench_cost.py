@@ -14,9 +14,9 @@ import torch
 from verify_backbones import fvcore_macs
 
 from capsprune.backbones.registry import backbone, backbone_arguments, build_backbone
+from capsprune.pruning.channels import prune_channels
 from capsprune.pruning.cost import CostModel
 from capsprune.pruning.groups import find_groups
-from capsprune.pruning.shrink import shrink
 
 #: Strategies priced in one call: as many as a sampler may draw together.
 BATCH = 1000
@@ -58,7 +58,7 @@ def main() -> None:
     exact = True
     started = time.perf_counter()
     for row in kept[:COUNTED]:
-        shrunk = shrink(model, dependencies, order, row)
+        shrunk = prune_channels(model, dependencies, order, row)
         exact &= fvcore_macs(shrunk, size) == int(cost.macs(row))
     counted = COUNTED / (time.perf_counter() - started)
 

@@ -23,8 +23,8 @@ from capsprune.backbones.registry import backbone_arguments, build_backbone
 from capsprune.export import export_onnx
 from capsprune.export.ort import onnxruntime
 from capsprune.pipeline.prunable import Prunable
+from capsprune.pruning.channels import prune_channels
 from capsprune.pruning.criteria import l1_ranking
-from capsprune.pruning.shrink import shrink
 from capsprune.pruning.space import SearchSpace
 from capsprune.runtime.sessions import session
 
@@ -64,7 +64,7 @@ def main() -> None:
             for seed in range(options.strategies):
                 kept = space.kept(space.propose(np.random.default_rng(seed)))
                 ratios.setdefault(name, []).append(float(network.cost.flops_ratio(kept)))
-                pruned = shrink(network.model, network.dependencies, rankings, kept)
+                pruned = prune_channels(network.model, network.dependencies, rankings, kept)
                 file = Path(folder) / f"{round_to}-{seed}.onnx"
                 files[name, seed] = _export(pruned, file, size)
         sessions = {

@@ -39,13 +39,13 @@ from capsprune.data.transforms import EvaluationTransform, TrainingTransform
 from capsprune.files import replacing, write_bytes, write_text
 from capsprune.progress import TerminalProgress
 from capsprune.pruning.adaptive_bn import recalibrate
+from capsprune.pruning.channels import prune_channels
 from capsprune.pruning.cost import CostModel, count_macs
 from capsprune.pruning.criteria import l1_ranking
 from capsprune.pruning.evaluation import Evaluator
 from capsprune.pruning.groups import find_groups
 from capsprune.pruning.names import SAMPLERS
 from capsprune.pruning.search import SearchResult, SearchSettings, search
-from capsprune.pruning.shrink import shrink
 from capsprune.pruning.space import SearchSpace
 from capsprune.pruning.study import Study
 from capsprune.report.charts import theme
@@ -107,7 +107,7 @@ class Bench:
 
     def kept_network(self, kept: NDArray[np.int64]) -> nn.Module:
         """Shrink the baseline to these channel counts, [G], lowest L1 norms first."""
-        return shrink(self.baseline, self.dependencies, self.rankings, kept)
+        return prune_channels(self.baseline, self.dependencies, self.rankings, kept)
 
     def finetune(self, network: nn.Module, seed: int) -> float:
         """Fine-tune in place and give the accuracy on test images."""

@@ -1,9 +1,9 @@
 """Verify backbones: groups, costs, channel pruning, head and ONNX file, and write a Markdown table.
 
 For each backbone: how many dependency groups there are; the FLOPs that remain of a search for half
-of them; whether the cost model agrees with fvcore on shrunk networks, to the last MAC; how far the
-shrunk network is from the unpruned one with the same channels silenced; the primary capsules on
-the shrunk trunk; and how far the ONNX file is from PyTorch.
+of them; whether the cost model agrees with fvcore on pruned networks, to the last MAC; how far the
+pruned network is from the unpruned one with the same channels silenced; the primary capsules on
+the pruned trunk; and how far the ONNX file is from PyTorch.
 
     python tools/verify_backbones.py [--image-size 64] [--markdown FILE] [BACKBONE ...]
 """
@@ -26,10 +26,10 @@ from capsprune.backbones.trunk import trunk_of, trunk_output
 from capsprune.capsules import CapsuleNetwork
 from capsprune.errors import CapspruneError
 from capsprune.export import export_onnx
+from capsprune.pruning.channels import prune_channels
 from capsprune.pruning.cost import CostModel, count_macs, count_parameters
 from capsprune.pruning.groups import Dependencies, find_groups
 from capsprune.pruning.masking import masked
-from capsprune.pruning.shrink import shrink
 from capsprune.pruning.space import SearchSpace
 
 CLASSES = 10
@@ -40,7 +40,7 @@ COLUMNS = (
     "unprunable",
     "FLOPs at 50 %",
     "cost = fvcore",
-    "shrunk against masked",
+    "pruned against masked",
     "primary capsules",
     "ONNX against PyTorch",
 )
@@ -99,23 +99,23 @@ def verify(name: str, size: int) -> dict[str, str]:
         kept = space.kept(space.propose(np.random.default_rng(seed)))
         ratios.append(float(cost.flops_ratio(kept)))
         order = random_order(dependencies, seed)
-        shrunk = shrink(model, dependencies, order, kept)
-        exact &= int(cost.macs(kept)) == fvcore_macs(shrunk, size)
-        exact &= int(cost.macs(kept)) == sum(count_macs(shrunk, size).values())
-        exact &= int(cost.parameters(kept)) == count_parameters(shrunk)
+        pruned = prune_channels(model, dependencies, order, kept)
+        exact &= int(cost.macs(kept)) == fvcore_macs(pruned, size)
+        exact &= int(cost.macs(kept)) == sum(count_macs(pruned, size).values())
+        exact &= int(cost.parameters(kept)) == count_parameters(pruned)
         masks = [torch.zeros(group.channels, dtype=torch.bool) for group in dependencies.groups]
         for mask, ranking, count in zip(masks, order, kept, strict=True):
             mask[ranking[: int(count)]] = True
         with torch.no_grad(), masked(model, dependencies, masks):
             expected = model(images)
         with torch.no_grad():
-            actual = shrunk(images)
+            actual = pruned(images)
             unmasked = model(images)
         if not (expected - unmasked).abs().max() > 1e-3 * unmasked.abs().max():
             raise CapspruneError(f"Masking changes nothing in {name}, so it shows nothing.")
         difference = max(difference, float((actual - expected).abs().max() / expected.abs().max()))
 
-    trunk = trunk_of(name, shrunk)
+    trunk = trunk_of(name, pruned)
     channels, feature_size = trunk_output(trunk, size)
     network = CapsuleNetwork(
         trunk, channels=channels, feature_size=feature_size, classes=CLASSES
@@ -135,7 +135,7 @@ def verify(name: str, size: int) -> dict[str, str]:
         "unprunable": str(len(dependencies.unprunable)),
         "FLOPs at 50 %": ", ".join(f"{100 * ratio:.1f}" for ratio in ratios) + " %",
         "cost = fvcore": "exact" if exact else "NO",
-        "shrunk against masked": f"{difference:.0e}",
+        "pruned against masked": f"{difference:.0e}",
         "primary capsules": str(network.primary_caps.capsules),
         "ONNX against PyTorch": f"{report['max_abs_difference']:.0e}",
     }
@@ -159,7 +159,7 @@ def main() -> int:
             row = {"backbone": name, "groups": f"refused: {error}"}
             failed += 1
         else:
-            close = float(row["shrunk against masked"]) <= 1e-4
+            close = float(row["pruned against masked"]) <= 1e-4
             failed += row["cost = fvcore"] != "exact" or not close
         lines.append("| " + " | ".join(row.get(column, "") for column in COLUMNS) + " |")
         print(lines[-1], flush=True)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from capsprune.options import DEFAULT_ROUND_TO
 
-#: As `capsprune.pruning.shrink.layer_channels` gives them.
+#: As `capsprune.pruning.channels.layer_channels` gives them.
 Channels = Mapping[str, Mapping[str, int]]
 
 

@@ -30,9 +30,9 @@ from capsprune.pipeline.session import Session
 from capsprune.pipeline.stage import Stage, content_of
 from capsprune.pipeline.train import train
 from capsprune.pruning.adaptive_bn import recalibrate
+from capsprune.pruning.channels import layer_channels, prune_channels
 from capsprune.pruning.criteria import rank_channels, takes_images
 from capsprune.pruning.groups import Dependencies
-from capsprune.pruning.shrink import layer_channels, shrink
 from capsprune.pruning.space import SearchSpace
 from capsprune.pruning.strategy import Strategy, read_strategy
 from capsprune.run import StageRecord
@@ -122,7 +122,7 @@ def prune(options: PruneOptions, session: Session) -> StageRecord:
         files["candidates.jsonl"] = "\n".join(lines) + "\n"
     kept = strategy.kept(dependencies)
     ratio = float(unpruned.cost.flops_ratio(kept))
-    network = shrink(model, dependencies, rankings, kept)
+    network = prune_channels(model, dependencies, rankings, kept)
     if options.strategy is None and (said := odd_counts(*map(layer_channels, (network, model)))):
         progress.say(said)
     recalibrate(network, batches.calibration)

@@ -25,12 +25,12 @@ from capsprune.pipeline.prunable import Prunable
 from capsprune.pipeline.session import Session
 from capsprune.pipeline.stage import Stage
 from capsprune.pruning.candidate import Candidate
+from capsprune.pruning.channels import prune_channels
 from capsprune.pruning.cost import owned_positions
 from capsprune.pruning.criteria import l1_ranking
 from capsprune.pruning.evaluation import Evaluator, LatencyLimit
 from capsprune.pruning.layers import prunable_layers
 from capsprune.pruning.search import SearchResult, SearchSettings, search
-from capsprune.pruning.shrink import shrink
 from capsprune.pruning.space import Bottleneck, SearchSpace
 from capsprune.pruning.study import Study
 
@@ -379,5 +379,5 @@ def _flops_within(
 def _uniform_latency(network: Prunable, space: SearchSpace, fraction: float) -> float:
     kept = space.kept(np.full(space.groups, fraction))
     rankings = l1_ranking(network.model, network.dependencies)
-    shrunk = shrink(network.model, network.dependencies, rankings, kept)
+    shrunk = prune_channels(network.model, network.dependencies, rankings, kept)
     return _latency(shrunk, network.image_size)

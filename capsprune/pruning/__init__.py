@@ -1,1 +1,1 @@
-"""Structured pruning: dependency groups, cost, strategies, shrinking, adaptive BN, the search."""
+"""Structured pruning: groups, costs, strategies, channel pruning, adaptive BN, the search."""

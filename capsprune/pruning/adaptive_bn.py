@@ -1,4 +1,4 @@
-"""Adaptive batch normalisation (EagleEye, section 3.3): statistics of the shrunk network itself."""
+"""Adaptive batch normalisation (EagleEye, section 3.3): statistics of the pruned network itself."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def recalibrate(model: nn.Module, batches: Iterable[Tensor]) -> None:
     has nothing to recompute.
 
     Args:
-        model: the shrunk network; it comes back in evaluation mode.
+        model: the pruned network; it comes back in evaluation mode.
         batches: normalised images, [batch, 3, H, W] each.
     """
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]

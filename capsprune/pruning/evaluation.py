@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from capsprune.pruning.adaptive_bn import recalibrate
 from capsprune.pruning.candidate import PARTS
+from capsprune.pruning.channels import prune_channels
 from capsprune.pruning.groups import Dependencies
-from capsprune.pruning.shrink import shrink
 from capsprune.training.evaluate import evaluate
 from capsprune.training.objective import Objective
 
@@ -75,7 +75,7 @@ class Evaluator:
     def __call__(self, task: Task) -> Outcome:
         """Try one. What passes the limit of latency is not scored."""
         clock = Clock()
-        shrunk = shrink(self.model, self.dependencies, self.rankings, task.kept)
+        shrunk = prune_channels(self.model, self.dependencies, self.rankings, task.kept)
         clock.lap("surgery")
         latency, violation = task.latency_ms, 0.0
         if self.latency is not None:

@@ -1,7 +1,7 @@
 """Dependency groups: which channels of which layers can only be removed together.
 
 torch-pruning traces the network once. What it finds is kept as plain index arrays, so that costs
-can be computed and copies shrunk without tracing anything again.
+can be computed and copies pruned without tracing anything again.
 
 What is removed is a unit of channels. In most groups a unit is one channel. Where a grouped
 convolution takes part it is the same offset in each of the convolution's groups, so that the groups

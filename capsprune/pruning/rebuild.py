@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from capsprune.backbones.matching import COUNTER
 from capsprune.errors import CheckpointError
+from capsprune.pruning.channels import layer_channels, resize_layers
 from capsprune.pruning.groups import Dependencies
 from capsprune.pruning.layers import prunable_layers
-from capsprune.pruning.shrink import layer_channels, resize_layers
 
 
 def rebuild(

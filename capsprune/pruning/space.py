@@ -3,7 +3,7 @@
 EagleEye draws the removed fraction of each group uniformly from [0, max_rate] and throws away what
 misses the FLOPs target (Li et al., "EagleEye: Fast Sub-net Evaluation for Efficient Neural Network
 Pruning", ECCV 2020, section 3.2). Here all draws are priced by the analytic cost model, thousands
-at a time, so that rejection costs milliseconds and not a surgery for each draw.
+at a time, so that rejection costs milliseconds and not the pruning of a network for each draw.
 """
 
 from __future__ import annotations

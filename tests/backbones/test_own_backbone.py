@@ -16,9 +16,9 @@ from capsprune.backbones.weights import initialise
 from capsprune.capsules import CapsuleNetwork
 from capsprune.checkpoint import DataDescription, describe, load_checkpoint, save_checkpoint
 from capsprune.errors import ModelError
+from capsprune.pruning.channels import prune_channels
 from capsprune.pruning.cost import CostModel, count_macs, count_parameters
 from capsprune.pruning.groups import find_groups
-from capsprune.pruning.shrink import shrink
 
 SIZE = 12
 
@@ -82,7 +82,7 @@ def test_it_is_pruned_and_saved(capsules, tmp_path):
     cost = CostModel.build(network, dependencies, SIZE)
     orders = [torch.randperm(int(count)) for count in dependencies.channels]
     kept = dependencies.channels // 2
-    network = shrink(network, dependencies, orders, kept)
+    network = prune_channels(network, dependencies, orders, kept)
     assert cost.macs(kept) == sum(count_macs(network, SIZE).values())
     assert cost.parameters(kept) == count_parameters(network)
     if capsules:

@@ -15,10 +15,10 @@ from capsprune.checkpoint import DataDescription, describe, load_checkpoint, sav
 from capsprune.data.preprocessing import IMAGENET_MEAN, Preprocessing
 from capsprune.errors import CheckpointError, ModelError
 from capsprune.export.onnx_file import export_onnx
+from capsprune.pruning.channels import prune_channels
 from capsprune.pruning.cost import CostModel, count_parameters
 from capsprune.pruning.groups import find_groups
 from capsprune.pruning.masking import masked
-from capsprune.pruning.shrink import shrink
 
 SIZE, CLASSES = 32, 3
 needs_timm = pytest.mark.skipif(
@@ -52,7 +52,7 @@ def shrunk_unevenly(model, name):
     orders = [torch.from_numpy(generator.permutation(g.channels)) for g in dependencies.groups]
     rates = generator.uniform(0, 0.7, len(orders))
     kept = dependencies.channels - np.floor(rates * dependencies.channels).astype(np.int64)
-    return dependencies, orders, kept, shrink(model, dependencies, orders, kept)
+    return dependencies, orders, kept, prune_channels(model, dependencies, orders, kept)
 
 
 @needs_timm

@@ -29,9 +29,9 @@ from hypothesis import strategies as st
 from capsprune.backbones.registry import backbone, backbone_arguments, build_backbone
 from capsprune.checkpoint import DataDescription, describe, save_checkpoint
 from capsprune.errors import CapspruneError
+from capsprune.pruning.channels import prune_channels
 from capsprune.pruning.criteria import l1_ranking
 from capsprune.pruning.groups import find_groups
-from capsprune.pruning.shrink import shrink
 from capsprune.pruning.strategy import kept_channels, read_strategy
 from capsprune.sweep import read_sweep_recipe
 
@@ -67,7 +67,7 @@ def pruned_backbone(folder: Path) -> None:
     model = build_backbone("mobilenet_v1", 3, **arguments).eval()
     groups = find_groups(model, classifier=backbone("mobilenet_v1").classifier, image_size=32)
     kept = np.array([max(1, group.channels // 8) for group in groups.groups])
-    model = shrink(model, groups, l1_ranking(model, groups), kept)
+    model = prune_channels(model, groups, l1_ranking(model, groups), kept)
     data = DataDescription(
         name="imagefolder:/nowhere",
         class_names=("a", "b", "c"),

@@ -14,13 +14,13 @@ from capsprune.backbones.trunk import trunk_of, trunk_output
 from capsprune.capsules import CapsuleNetwork, OutputCaps, PrimaryCaps, margin_loss
 from capsprune.capsules.cost import primary_macs, routing_macs
 from capsprune.pruning.capsule_groups import find_capsule_groups
+from capsprune.pruning.channels import layer_channels, prune_channels, resize_layers
 from capsprune.pruning.cost import CostModel, count_macs, count_parameters
 from capsprune.pruning.criteria import rank_channels
 from capsprune.pruning.groups import AxisOwners, ChannelGroup, Dependencies
 from capsprune.pruning.masking import masked
 from capsprune.pruning.names import CRITERIA
 from capsprune.pruning.rebuild import rebuild
-from capsprune.pruning.shrink import layer_channels, resize_layers, shrink
 from capsprune.training.objective import Objective
 
 MARGIN = Objective(
@@ -68,7 +68,7 @@ def test_capsules_of_a_head_are_removed_at_exact_costs(kept, d1, d2, iterations,
     dependencies = groups_of_head(d1)
     cost = CostModel.build(head, dependencies, 6)
     order = torch.randperm(3)
-    smaller = shrink(head, dependencies, [order], np.array([kept]))
+    smaller = prune_channels(head, dependencies, [order], np.array([kept]))
     macs = 3 * 36 * kept * d1 + routing_macs(kept, 2, d1, d2, iterations)
     assert cost.macs(np.array([kept])) == macs == sum(count_macs(smaller, 6).values())
     assert cost.parameters(np.array([kept])) == count_parameters(smaller)
@@ -111,7 +111,7 @@ def test_trunk_and_head_are_pruned_together_at_exact_costs(network):
             torch.randperm(count, generator=torch.Generator().manual_seed(seed))
             for count in dependencies.channels
         ]
-        smaller = shrink(network, dependencies, order, kept)
+        smaller = prune_channels(network, dependencies, order, kept)
         conv = smaller.primary_caps.conv
         classes, i, d1, d2 = smaller.output_caps.weight.shape
         assert i == kept[-1] == smaller.primary_caps.capsules
@@ -164,7 +164,7 @@ def test_a_slim_network_is_rebuilt_from_its_counts_and_from_its_tensors(network)
     dependencies = find_capsule_groups(network, 32)
     kept = np.maximum(1, dependencies.channels // 3)
     order = [torch.arange(count) for count in dependencies.channels]
-    slim = shrink(network, dependencies, order, kept)
+    slim = prune_channels(network, dependencies, order, kept)
     images = torch.randn(2, 3, 32, 32)
     by_counts, by_tensors = copy.deepcopy(network), copy.deepcopy(network)
     resize_layers(by_counts, layer_channels(slim))

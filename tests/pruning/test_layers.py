@@ -12,11 +12,11 @@ from torchvision.models.convnext import LayerNorm2d
 from capsprune.capsules import OutputCaps, PrimaryCaps
 from capsprune.capsules.cost import routing_macs
 from capsprune.errors import CheckpointError, ModelError
+from capsprune.pruning.channels import layer_channels, prune_channels, resize_layers
 from capsprune.pruning.cost import CostModel, count_macs, count_parameters
 from capsprune.pruning.groups import find_groups
 from capsprune.pruning.layers import PassingLayer, adapter, adapts, prunable_layers
 from capsprune.pruning.masking import masked
-from capsprune.pruning.shrink import layer_channels, resize_layers, shrink
 
 LAYERS = {
     "conv": (lambda: nn.Conv2d(6, 8, 3, padding=1), (2, 6, 5, 5)),
@@ -228,7 +228,7 @@ def test_a_layer_of_a_new_kind_is_pruned_like_any():
     cost = CostModel.build(model, dependencies, 8)
     kept = cost.channels // 2
     order = [torch.randperm(count) for count in dependencies.channels]
-    smaller = shrink(model, dependencies, order, kept)
+    smaller = prune_channels(model, dependencies, order, kept)
     assert smaller[1].channels == 6 and smaller[1].offsets.shape == (6,)
     assert cost.macs(kept) == sum(count_macs(smaller, 8).values())
     assert cost.parameters(kept) == count_parameters(smaller)

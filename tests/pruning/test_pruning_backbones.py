@@ -1,4 +1,4 @@
-"""Every kind of backbone: groups, surgery against masking, costs against fvcore, checkpoints."""
+"""Every kind of backbone: groups, pruning against masking, costs against fvcore, checkpoints."""
 
 import numpy as np
 import pytest
@@ -11,12 +11,12 @@ from capsprune.backbones.trunk import trunk_of, trunk_output
 from capsprune.checkpoint import DataDescription, describe, load_checkpoint, save_checkpoint
 from capsprune.errors import ModelError
 from capsprune.pruning.adaptive_bn import recalibrate
+from capsprune.pruning.channels import layer_channels, prune_channels
 from capsprune.pruning.cost import CostModel, count_parameters
 from capsprune.pruning.groups import find_groups
 from capsprune.pruning.layers import ChannelParameter, prunable_layers
 from capsprune.pruning.masking import masked
 from capsprune.pruning.rebuild import rebuild
-from capsprune.pruning.shrink import layer_channels, shrink
 
 SIZE = 64
 CLASSES = 5
@@ -99,27 +99,27 @@ def check_costs(model, cost, kept):
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_a_shrunk_network_is_the_masked_one(name, tmp_path):
+def test_a_pruned_network_is_the_masked_one(name, tmp_path):
     model, dependencies = made(name)
     cost = CostModel.build(model, dependencies, SIZE)
     images = torch.randn(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         unpruned = model(images)
     orders, kept = drawn(dependencies, 0)
-    shrunk = shrink(model, dependencies, orders, kept)
+    pruned = prune_channels(model, dependencies, orders, kept)
     with torch.no_grad():
         with masked(model, dependencies, masks_of(orders, kept)):
             expected = model(images)
-        assert difference(shrunk(images), expected) < 1e-4
+        assert difference(pruned(images), expected) < 1e-4
         # The comparison can fail: other channels of the same numbers give another output.
-        others = shrink(model, dependencies, [o.flip(0) for o in orders], kept)
+        others = prune_channels(model, dependencies, [o.flip(0) for o in orders], kept)
         assert difference(others(images), expected) > 1e-2
         assert difference(expected, unpruned) > 1e-2
         assert torch.equal(model(images), unpruned)  # masking leaves nothing behind
-    check_costs(shrunk, cost, kept)
+    check_costs(pruned, cost, kept)
     check_trunk(name, model, images)
-    check_saving(name, shrunk, images, tmp_path)
-    check_rebuilding(name, dependencies, shrunk, kept, images)
+    check_saving(name, pruned, images, tmp_path)
+    check_rebuilding(name, dependencies, pruned, kept, images)
 
 
 def check_trunk(name, model, images):
@@ -143,7 +143,7 @@ def check_trunk(name, model, images):
                 torch.testing.assert_close(classifier(pooled), model(images))
 
 
-def check_saving(name, shrunk, images, tmp_path):
+def check_saving(name, pruned, images, tmp_path):
     data = DataDescription(
         name="digits",
         class_names=tuple(map(str, range(CLASSES))),
@@ -152,26 +152,26 @@ def check_saving(name, shrunk, images, tmp_path):
         std=(1, 1, 1),
     )
     description = describe(
-        shrunk,
+        pruned,
         model=name,
         arguments=backbone_arguments(name, SIZE),
         data=data,
         parent=None,
         metrics={},
     )
-    save_checkpoint(tmp_path / "saved", shrunk, description)
+    save_checkpoint(tmp_path / "saved", pruned, description)
     loaded = load_checkpoint(tmp_path / "saved").network
-    assert layer_channels(loaded) == layer_channels(shrunk)
+    assert layer_channels(loaded) == layer_channels(pruned)
     with torch.no_grad():
-        torch.testing.assert_close(loaded(images), shrunk(images))
+        torch.testing.assert_close(loaded(images), pruned(images))
 
 
-def check_rebuilding(name, dependencies, shrunk, kept, images):
+def check_rebuilding(name, dependencies, pruned, kept, images):
     fresh = build_backbone(name, CLASSES, **backbone_arguments(name, SIZE)).eval()
-    found = rebuild(fresh, dependencies, shrunk.state_dict(), name=name, source="a file")
+    found = rebuild(fresh, dependencies, pruned.state_dict(), name=name, source="a file")
     assert found.tolist() == kept.tolist()
     with torch.no_grad():
-        torch.testing.assert_close(fresh(images), shrunk(images))
+        torch.testing.assert_close(fresh(images), pruned(images))
 
 
 def test_units_of_a_grouped_convolution_are_columns_of_it():
@@ -186,7 +186,7 @@ def test_units_of_a_grouped_convolution_are_columns_of_it():
     orders, kept = drawn(dependencies, 0)
     kept[index] = 3
     model, _ = made("resnext50_32x4d")
-    conv = shrink(model, dependencies, orders, kept).layer1[0].conv2
+    conv = prune_channels(model, dependencies, orders, kept).layer1[0].conv2
     assert conv.groups == 32 and conv.in_channels == 96 and conv.weight.shape[1] == 3
 
 
@@ -207,10 +207,10 @@ def test_a_layer_scale_belongs_to_its_channels():
     owners = dependencies.owners["features.1.0.layer_scale", "out"]
     assert dependencies.names[owners.group[0]] == "features.0.0"
     orders, kept = drawn(dependencies, 2)
-    shrunk = shrink(model, dependencies, orders, kept)
-    scale = shrunk.features[1][0].layer_scale
+    pruned = prune_channels(model, dependencies, orders, kept)
+    scale = pruned.features[1][0].layer_scale
     assert scale.shape == (kept[owners.group[0]], 1, 1)
-    assert shrunk.features[1][0].block[2].normalized_shape == (kept[owners.group[0]],)
+    assert pruned.features[1][0].block[2].normalized_shape == (kept[owners.group[0]],)
 
 
 def test_without_batch_norms_there_is_nothing_to_recalibrate():
@@ -248,10 +248,10 @@ def test_groups_of_a_joined_network_give_what_masking_gives():
     images = torch.randn(2, 3, 8, 8)
     for seed in range(3):
         orders, kept = drawn(dependencies, seed)
-        shrunk = shrink(model, dependencies, orders, kept)
+        pruned = prune_channels(model, dependencies, orders, kept)
         with torch.no_grad(), masked(model, dependencies, masks_of(orders, kept)):
             expected = model(images)
-        torch.testing.assert_close(shrunk(images), expected)
+        torch.testing.assert_close(pruned(images), expected)
 
 
 class PositionalNet(nn.Module):

@@ -1,4 +1,4 @@
-"""The cost model against fvcore, on networks that were shrunk physically."""
+"""The cost model against fvcore, on networks that were pruned physically."""
 
 import numpy as np
 import pytest
@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from capsprune.pruning.channels import prune_channels
 from capsprune.pruning.cost import count_macs, count_parameters, count_positions
-from capsprune.pruning.shrink import shrink
 
 
 def counted_by_fvcore(model, size):
@@ -22,12 +22,12 @@ def counted_by_fvcore(model, size):
 
 def check(prunable, kept):
     order = [torch.arange(group.channels) for group in prunable.dependencies.groups]
-    shrunk = shrink(prunable.model, prunable.dependencies, order, kept)
-    shrunk.to_empty(device="cpu")  # values play no part; fvcore cannot trace without any
-    macs = counted_by_fvcore(shrunk, prunable.size)
-    assert sum(count_macs(shrunk, prunable.size).values()) == macs
+    pruned = prune_channels(prunable.model, prunable.dependencies, order, kept)
+    pruned.to_empty(device="cpu")  # values play no part; fvcore cannot trace without any
+    macs = counted_by_fvcore(pruned, prunable.size)
+    assert sum(count_macs(pruned, prunable.size).values()) == macs
     assert prunable.cost.macs(kept) == macs
-    assert prunable.cost.parameters(kept) == count_parameters(shrunk)
+    assert prunable.cost.parameters(kept) == count_parameters(pruned)
 
 
 @settings(max_examples=2)

@@ -127,8 +127,10 @@ def test_the_ranking_decides_which_channels_go(tiny):
 def shrinks(monkeypatch):
     """Counts the surgeries."""
     calls = []
-    real = evaluation_module.shrink
-    monkeypatch.setattr(evaluation_module, "shrink", lambda *given: calls.append(1) or real(*given))
+    real = evaluation_module.prune_channels
+    monkeypatch.setattr(
+        evaluation_module, "prune_channels", lambda *given: calls.append(1) or real(*given)
+    )
     return calls
 
 

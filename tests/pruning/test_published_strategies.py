@@ -9,9 +9,9 @@ from capsprune.backbones.registry import backbone, build_backbone
 from capsprune.backbones.trunk import trunk_of, trunk_output
 from capsprune.capsules import PrimaryCaps
 from capsprune.capsules.cost import primary_macs
+from capsprune.pruning.channels import prune_channels
 from capsprune.pruning.cost import CostModel, count_macs
 from capsprune.pruning.groups import find_groups
-from capsprune.pruning.shrink import shrink
 from capsprune.pruning.strategy import read_strategy
 
 STRATEGIES = Path(__file__).parents[2] / "recipes" / "strategies"
@@ -50,7 +50,7 @@ def test_table_1(networks, name, file, bottleneck, capsules, training_billions):
         kept = strategy.kept(groups)
         with torch.device("meta"):
             rankings = [torch.arange(group.channels, device="cpu") for group in groups.groups]
-            model = shrink(model, groups, rankings, kept)
+            model = prune_channels(model, groups, rankings, kept)
         assert sum(count_macs(model, 224).values()) == cost.macs(kept)
         assert cost.flops_ratio(kept) == pytest.approx(strategy.flops, abs=0.01)
     with torch.device("meta"):
@@ -63,7 +63,7 @@ def test_table_1(networks, name, file, bottleneck, capsules, training_billions):
         assert f"{passes / 1e9:.2f}" == training_billions
 
 
-def test_a_strategy_s_cost_takes_no_surgery(networks, monkeypatch):
+def test_a_strategy_s_cost_takes_no_channel_pruning(networks, monkeypatch):
     _, groups, cost = networks("resnet50")
     kept = read_strategy(STRATEGIES / "resnet50-50.json", "resnet50").kept(groups)
     many = cost.macs(kept + 0 * cost.channels[None].repeat(5000, axis=0))

@@ -1,4 +1,4 @@
-"""Shrinking against torch-pruning's own surgery, group by group."""
+"""Channel pruning against torch-pruning's own, group by group."""
 
 import copy
 
@@ -11,13 +11,15 @@ from hypothesis import strategies as st
 from torch import nn
 
 from capsprune.errors import CheckpointError, ModelError
+from capsprune.pruning.channels import layer_channels, prune_channels, resize_layers
 from capsprune.pruning.cost import count_macs
 from capsprune.pruning.criteria import l1_ranking
-from capsprune.pruning.shrink import layer_channels, resize_layers, shrink
 
 
-def shrunk_by(prunable, kept):
-    return shrink(prunable.model, prunable.dependencies, prunable.rankings, np.asarray(kept))
+def pruned_by(prunable, kept):
+    return prune_channels(
+        prunable.model, prunable.dependencies, prunable.rankings, np.asarray(kept)
+    )
 
 
 def smallest_filters(model, leader, count):
@@ -52,7 +54,7 @@ def pruned_slowly(prunable, kept):
 
 
 def compare(prunable, kept):
-    ours, slow = shrunk_by(prunable, kept), pruned_slowly(prunable, kept)
+    ours, slow = pruned_by(prunable, kept), pruned_slowly(prunable, kept)
     images = prunable.images()
     with torch.no_grad():
         torch.testing.assert_close(ours(images), slow(images), rtol=1e-5, atol=1e-5)
@@ -67,20 +69,20 @@ def compare(prunable, kept):
 @pytest.mark.parametrize(
     ("name", "max_rate"), [("resnet18", 0.3), ("mobilenet_v1", 0.999), ("mobilenet_v2", 0.8)]
 )
-def test_shrinking_is_torch_pruning(make_prunable, name, max_rate):
+def test_channel_pruning_is_torch_pruning(make_prunable, name, max_rate):
     prunable = make_prunable(name)
     compare(prunable, prunable.drawn(7, max_rate))
 
 
 @pytest.mark.parametrize("kept", [(5, 7, 9), (1, 1, 1), (12, 3, 20)])
-def test_shrinking_is_torch_pruning_behind_a_flatten(make_flat, kept):
+def test_channel_pruning_is_torch_pruning_behind_a_flatten(make_flat, kept):
     prunable = make_flat()
     compare(prunable, kept)
 
 
 @settings(max_examples=10)
 @given(kept=st.tuples(st.integers(1, 16), st.integers(1, 24)))
-def test_shrinking_a_tiny_network_is_torch_pruning(shared_tiny, kept):
+def test_channel_pruning_a_tiny_network_is_torch_pruning(shared_tiny, kept):
     compare(shared_tiny, kept)
 
 
@@ -89,7 +91,7 @@ def test_the_smallest_filters_go_and_the_others_keep_their_order(tiny):
     tiny.model.bn2.bias.data = torch.arange(24.0)
     norms = tiny.model.inner.weight.detach().abs().sum((1, 2, 3))
     expected = torch.sort(norms.argsort(descending=True)[:9]).values
-    smaller = shrunk_by(tiny, (16, 9))
+    smaller = pruned_by(tiny, (16, 9))
     assert smaller.bn2.bias.tolist() == expected.float().tolist()
     assert torch.equal(smaller.inner.weight, tiny.model.inner.weight[expected])
     assert torch.equal(smaller.outer.weight, tiny.model.outer.weight[:, expected])
@@ -102,7 +104,7 @@ def test_removing_channels_of_zeros_changes_nothing(tiny):
             tiny.model.inner.weight[channel] = 0
             for values in (tiny.model.bn2.bias, tiny.model.bn2.running_mean):
                 values[channel] = 0
-    smaller = shrunk_by(tiny, (16, 21))
+    smaller = pruned_by(tiny, (16, 21))
     images = tiny.images()
     with torch.no_grad():
         torch.testing.assert_close(smaller(images), tiny.model(images))
@@ -112,7 +114,7 @@ def test_the_original_stays_as_it_is(tiny):
     tiny.model.bn1.weight.requires_grad_(False)
     before = {key: value.clone() for key, value in tiny.model.state_dict().items()}
     shape = layer_channels(tiny.model)
-    smaller = shrunk_by(tiny, (7, 24))
+    smaller = pruned_by(tiny, (7, 24))
     own = {tensor.untyped_storage().data_ptr() for tensor in tiny.model.state_dict().values()}
     with torch.no_grad():
         for tensor in [*smaller.parameters(), *smaller.buffers()]:
@@ -124,8 +126,8 @@ def test_the_original_stays_as_it_is(tiny):
     assert all(isinstance(p, nn.Parameter) and p.is_leaf for p in smaller.parameters())
 
 
-def test_a_shrunk_network_trains(tiny):
-    smaller = shrunk_by(tiny, (5, 6)).train()
+def test_a_pruned_network_trains(tiny):
+    smaller = pruned_by(tiny, (5, 6)).train()
     before = {name: p.detach().clone() for name, p in smaller.named_parameters()}
     optimizer = torch.optim.SGD(smaller.parameters(), lr=0.1)
     nn.functional.cross_entropy(smaller(tiny.images(6)), torch.arange(6) % 4).backward()
@@ -137,20 +139,20 @@ def test_a_shrunk_network_trains(tiny):
 
 def test_channels_last_stays(tiny):
     tiny.model.to(memory_format=torch.channels_last)
-    smaller = shrunk_by(tiny, (5, 6))
+    smaller = pruned_by(tiny, (5, 6))
     assert smaller.inner.weight.is_contiguous(memory_format=torch.channels_last)
     assert not smaller.inner.weight.is_contiguous()
 
 
 def test_a_group_never_loses_all(tiny):
     with pytest.raises(ModelError, match="'inner' would lose all"):
-        shrunk_by(tiny, (5, 0))
-    smaller = shrunk_by(tiny, (1, 1))
+        pruned_by(tiny, (5, 0))
+    smaller = pruned_by(tiny, (1, 1))
     assert smaller(tiny.images(3)).shape == (3, 4)
 
 
 def test_keeping_all_is_a_copy(tiny):
-    copied = shrunk_by(tiny, tiny.dependencies.channels)
+    copied = pruned_by(tiny, tiny.dependencies.channels)
     images = tiny.images()
     with torch.no_grad():
         assert torch.equal(copied(images), tiny.model(images))
@@ -166,7 +168,7 @@ def test_a_fresh_network_takes_a_pruned_one_s_shape(make_prunable, name):
     prunable = make_prunable(name, 32, "meta")
     kept = prunable.drawn(2, 0.999)
     order = [torch.arange(group.channels) for group in prunable.dependencies.groups]
-    pruned = shrink(prunable.model, prunable.dependencies, order, kept)
+    pruned = prune_channels(prunable.model, prunable.dependencies, order, kept)
     fresh = copy.deepcopy(prunable.model)
     resize_layers(fresh, layer_channels(pruned))
     assert layer_channels(fresh) == layer_channels(pruned)

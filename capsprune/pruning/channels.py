@@ -16,7 +16,7 @@ from capsprune.pruning.layers import Axis, prunable_layers
 
 
 @torch.no_grad()
-def shrink(
+def prune_channels(
     model: nn.Module,
     dependencies: Dependencies,
     rankings: list[Tensor],
