@@ -127,6 +127,13 @@ def open_url(url: str, heartbeat: int, grace: int) -> optuna.storages.RDBStorage
         ) from None
 
 
+def close(storage: optuna.storages.BaseStorage) -> None:
+    """Close all connections of a storage."""
+    storage.remove_session()
+    if isinstance(storage, quiet_optuna().storages.RDBStorage):
+        storage.engine.dispose()
+
+
 @contextlib.contextmanager
 def plainly() -> Iterator[None]:
     """Say in one sentence that the database is gone, or holds nonsense."""
@@ -212,7 +219,7 @@ def _opened(path: Path, name: str) -> optuna.storages.RDBStorage:
         _complete_tables(storage.engine)
         _create_study(storage, name)
     except BaseException:
-        _close(storage)
+        close(storage)
         raise
     return storage
 
@@ -225,7 +232,7 @@ def _make(path: Path, name: str | None) -> None:
             if name is not None:
                 _create_study(storage, name)
         finally:
-            _close(storage)
+            close(storage)
         # SQLite would take what belongs to the old file for a part of the new one.
         path.unlink(missing_ok=True)
         for ending in ("-wal", "-shm", "-journal"):
@@ -236,11 +243,6 @@ def _create_study(storage: optuna.storages.RDBStorage, name: str) -> None:
     quiet_optuna().create_study(
         storage=storage, study_name=name, direction="maximize", load_if_exists=True
     )
-
-
-def _close(storage: optuna.storages.RDBStorage) -> None:
-    storage.remove_session()
-    storage.engine.dispose()
 
 
 def _is_empty(path: Path) -> bool:

@@ -5,6 +5,12 @@ is proposed, with its fractions, and finished with its score. What was claimed b
 a process died is taken up again with the same fractions. One run's own study is an SQLite file in
 the run; a database that several machines reach can hold it instead, in which each claims what the
 others have not.
+
+All of it goes through Optuna's public interface but for what `trial_storage` names. Candidates are
+claimed by `add_trial` rather than by `ask`, as one transaction must hold a claim and what it is of:
+else two processes that claim the same candidate may each see their own claim only. Trials of dead
+processes are failed, which makes their candidates free to be claimed; `RetryFailedTrialCallback`
+would add copies of them that only `ask` hands out.
 """
 
 from __future__ import annotations
@@ -19,8 +25,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from capsprune.errors import StudyError
+from capsprune.pruning import trial_storage
 from capsprune.pruning.candidate import Candidate
-from capsprune.pruning.database import open_file, open_url, plainly
+from capsprune.pruning.database import close, open_file, open_url, plainly
 from capsprune.pruning.samplers import quiet_optuna
 
 if TYPE_CHECKING:
@@ -37,7 +44,7 @@ _SEARCH, _COMPLETE = "search", "complete"
 class Claim:
     """A candidate that this process works on."""
 
-    trial: int
+    trial: optuna.trial.FrozenTrial
     index: int
     fractions: tuple[float, ...]
 
@@ -82,7 +89,7 @@ class Study:
             with plainly():
                 self.name = self._latest(name, anew)
         self._rungs: dict[int, Rung] = {}
-        self._alive: set[int] = set()
+        self._alive: dict[tuple[int, int], optuna.trial.FrozenTrial] = {}
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._pulse: threading.Thread | None = None
@@ -115,9 +122,7 @@ class Study:
         self._stop.set()
         if self._pulse is not None:
             self._pulse.join()
-        self._storage.remove_session()
-        if self.in_database:
-            self._storage.engine.dispose()
+        close(self._storage)
 
     @property
     def in_database(self) -> bool:
@@ -186,7 +191,8 @@ class Study:
 
     def _latest(self, name: str, anew: bool) -> str:
         """Find the last study that was begun under a name, or a name for one that begins anew."""
-        found = {study.study_name: study for study in self._storage.get_all_studies()}
+        summaries = quiet_optuna().get_all_study_summaries(self._storage)
+        found = {summary.study_name: summary for summary in summaries}
         count = 1
         while _numbered(name, count + 1) in found:
             count += 1
@@ -198,11 +204,11 @@ class Study:
     def _beat(self) -> None:
         while not self._stop.wait(HEARTBEAT):
             with self._lock:
-                alive = list(self._alive)
+                alive = list(self._alive.values())
             for trial in alive:
                 # A database that is away for a moment must not end the search by this.
                 with contextlib.suppress(Exception):
-                    self._storage.record_heartbeat(trial)
+                    trial_storage.give_sign_of_life(self._storage, trial)
             self._storage.remove_session()
 
 
@@ -220,18 +226,15 @@ class Rung:
         self.number = number
         self._study = owner
         self._storage = owner._storage
-        with plainly():
-            self._id = self._storage.get_study_id_from_name(study.study_name)
         self._finished: dict[int, Candidate] = {}
         self._seen: set[int] = set()
-        self._params_table: Any = None
 
     def finished(self) -> dict[int, Candidate]:
         """Give the finished candidates by number, in the order in which they finished."""
         complete = quiet_optuna().trial.TrialState.COMPLETE
-        new = [trial for trial in self._trials(complete) if trial._trial_id not in self._seen]
+        new = [trial for trial in self._trials(complete) if trial.number not in self._seen]
         for trial in sorted(new, key=lambda trial: (trial.datetime_complete, trial.number)):
-            self._seen.add(trial._trial_id)
+            self._seen.add(trial.number)
             candidate = self._read(trial)
             # Of two processes that finished the same candidate the first counts.
             self._finished.setdefault(candidate.index, candidate)
@@ -250,9 +253,7 @@ class Rung:
         for trial in self._running():
             if self._study.shared and trial.user_attrs["owner"] != self._study._owner:
                 continue
-            claim = Claim(
-                trial._trial_id, trial.user_attrs["index"], tuple(trial.user_attrs["fractions"])
-            )
+            claim = Claim(trial, trial.user_attrs["index"], tuple(trial.user_attrs["fractions"]))
             with plainly():
                 if "result" in trial.user_attrs:
                     self._complete(claim, self._read(trial))
@@ -275,30 +276,33 @@ class Rung:
         optuna = quiet_optuna()
         attributes = {"index": index, "fractions": list(fractions), "owner": self._study._owner}
         with plainly():
-            trial = self._storage.create_new_trial(
-                self._id,
-                template_trial=optuna.trial.create_trial(
+            self.optuna_study.add_trial(
+                optuna.trial.create_trial(
                     state=optuna.trial.TrialState.RUNNING, user_attrs=attributes
-                ),
+                )
             )
-            claim = Claim(trial, index, fractions)
-            if self._study.shared:
-                rivals = [t for t in self._running() if t.user_attrs["index"] == index]
-                first = min(rivals, key=lambda t: t.number)._trial_id
-                if index in self.finished() or first != trial:
-                    self._storage.set_trial_state_values(trial, optuna.trial.TrialState.FAIL)
-                    return None
+            rivals = [trial for trial in self._running() if trial.user_attrs["index"] == index]
+            mine = max(
+                (trial for trial in rivals if trial.user_attrs["owner"] == self._study._owner),
+                key=lambda trial: trial.number,
+            )
+            if self._study.shared and (
+                index in self.finished() or min(trial.number for trial in rivals) != mine.number
+            ):
+                self.optuna_study.tell(mine.number, state=optuna.trial.TrialState.FAIL)
+                return None
+            claim = Claim(mine, index, fractions)
             self._begin(claim)
             if self._study.in_database:
-                self._show_parameters(claim, max_rate)
+                trial_storage.show_parameters(self._storage, mine, fractions, max_rate)
         return claim
 
     def finish(self, claim: Claim, candidate: Candidate) -> None:
         """Keep the result of a claimed candidate."""
-        optuna = quiet_optuna()
         # Another process may have taken this one for dead, and the candidate for its own.
-        with plainly(), contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
-            self._storage.set_trial_user_attr(claim.trial, "result", candidate.to_dict())
+        finished = quiet_optuna().exceptions.UpdateFinishedTrialError
+        with plainly(), contextlib.suppress(finished):
+            trial_storage.note(self._storage, claim.trial, "result", candidate.to_dict())
             self._complete(claim, candidate)
 
     def release_dead(self) -> None:
@@ -309,16 +313,15 @@ class Rung:
 
     def _begin(self, claim: Claim) -> None:
         if self._study.shared:
-            self._storage.record_heartbeat(claim.trial)
+            trial_storage.give_sign_of_life(self._storage, claim.trial)
             with self._study._lock:
-                self._study._alive.add(claim.trial)
+                self._study._alive[self.number, claim.trial.number] = claim.trial
 
     def _complete(self, claim: Claim, candidate: Candidate) -> None:
-        optuna = quiet_optuna()
         with self._study._lock:
-            self._study._alive.discard(claim.trial)
+            self._study._alive.pop((self.number, claim.trial.number), None)
         value = candidate.score if candidate.feasible else -candidate.violation
-        self._storage.set_trial_state_values(claim.trial, optuna.trial.TrialState.COMPLETE, [value])
+        self.optuna_study.tell(claim.trial.number, value, skip_if_finished=True)
 
     def _running(self) -> list[optuna.trial.FrozenTrial]:
         running = quiet_optuna().trial.TrialState.RUNNING
@@ -338,31 +341,3 @@ class Rung:
                 "candidate of this version of capsprune; give another --storage, or remove the "
                 "file."
             ) from error
-
-    def _show_parameters(self, claim: Claim, max_rate: float) -> None:
-        """Write the fractions as parameters too, for Optuna's dashboard.
-
-        Optuna would write them one by one, which takes 2 ms each and 80 for a ResNet-50: more than
-        a candidate of the first rung takes on a GPU. So they go into its table at once.
-        """
-        import sqlalchemy
-
-        optuna = quiet_optuna()
-        if self._params_table is None:
-            self._params_table = sqlalchemy.Table(
-                "trial_params", sqlalchemy.MetaData(), autoload_with=self._storage.engine
-            )
-        distribution = optuna.distributions.distribution_to_json(
-            optuna.distributions.FloatDistribution(0.0, max_rate)
-        )
-        rows = [
-            {
-                "trial_id": claim.trial,
-                "param_name": f"group{group:03d}",
-                "param_value": fraction,
-                "distribution_json": distribution,
-            }
-            for group, fraction in enumerate(claim.fractions)
-        ]
-        with self._storage.engine.begin() as connection:
-            connection.execute(sqlalchemy.insert(self._params_table), rows)

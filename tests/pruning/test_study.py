@@ -192,7 +192,7 @@ def test_a_candidate_counts_once_where_two_processes_finished_it(tmp_path):
     with Study(f"sqlite:///{tmp_path / 'study.db'}") as study:
         rung = study.rung(0)
         first = rung.claim(0, (0.1, 0.25), 0.7)
-        rung._storage.set_trial_state_values(first.trial, _state("FAIL"))
+        rung.optuna_study.tell(first.trial.number, state=_state("FAIL"))
         second = rung.claim(0, (0.1, 0.25), 0.7)
         assert second is not None
         rung.finish(second, candidate(score=0.75))
