@@ -37,10 +37,11 @@ def _run() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # The locale's encoding may lack what a name holds: it is escaped then, as on stderr.
         sys.stdout.reconfigure(errors="backslashreplace")
-    from capsprune.cli import app
     from capsprune.errors import CapspruneError
 
     try:
+        from capsprune.cli import app  # asks plug-ins what there is to choose from
+
         app(prog_name="capsprune", standalone_mode=True)
     except CapspruneError as error:
         if debug:
