@@ -135,6 +135,7 @@ def export_checkpoint(
             "model": described.model,
             "data": described.data.name,
             "normalisation": json.dumps({"mean": described.data.mean, "std": described.data.std}),
+            "interpolation": described.data.interpolation,
             "checkpoint": described.id,
             "run": session.run.name,
             "accuracy": dump_json(described.metrics.get("accuracy")),
