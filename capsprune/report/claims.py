@@ -25,9 +25,10 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from statistics import fmean
 from typing import Any, Literal
 
-from capsprune.report.results import Cell, Head, Results, Row, Trunk
+from capsprune.report.results import COMPARED, TRUNKS, Cell, Head, Results, Row, Spread, Trunk
 
 Verdict = Literal["holds", "holds in part", "does not hold", "undecided", "cannot be told"]
 
@@ -53,13 +54,13 @@ class Claim:
     evidence: str
 
     def to_dict(self) -> dict[str, str]:
-        """The claim as JSON can hold it."""
+        """Return the claim as JSON can hold it."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
-class _Figure:
-    """A figure that claims are about."""
+class _Quantity:
+    """What claims are about."""
 
     value: str
     #: To be in `unit`.
@@ -70,22 +71,43 @@ class _Figure:
     exact: bool = False
 
 
-_ACCURACY = _Figure("accuracy", 100, 1, "%")
-_CAPSULES = _Figure("primary_capsules", 1, 0, "capsules", exact=True)
-_MEMORY = _Figure("peak_memory_mb", 1, 0, "MB")
-_EPOCH = _Figure("epoch_seconds", 1, 2, "s")
-_ENTROPY = _Figure("bottleneck_entropy", 1, 3, "bits")
-_LOSS_TO_DISTORTION = _Figure("lost", 100, 1, "points")
+_ACCURACY = _Quantity("accuracy", 100, 1, "%")
+_CAPSULES = _Quantity("primary_capsules", 1, 0, "capsules", exact=True)
+_MEMORY = _Quantity("peak_memory_mb", 1, 0, "MB")
+_EPOCH = _Quantity("epoch_seconds", 1, 2, "s")
+_ENTROPY = _Quantity("bottleneck_entropy", 1, 3, "bits")
+_LOSS_TO_DISTORTION = _Quantity("lost", 100, 1, "points")
+
+
+@dataclass(frozen=True)
+class _Pairing:
+    """Two configurations that a claim compares."""
+
+    #: Is compared, in words, and what the two are called.
+    what: str
+    first: Row | None
+    second: Row | None
+    first_name: str
+    second_name: str
 
 
 @dataclass(frozen=True)
 class _Comparison:
-    """A figure in two configurations, over the seeds that both have."""
+    """A quantity in two configurations, over the seeds that both have."""
 
     what: str
     verdict: Verdict
     #: The two figures and their difference, in words.
     words: str
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """A quantity of one seed in two configurations, and the variance that its images leave."""
+
+    first: float
+    second: float
+    variance: float = 0
 
 
 def claims(results: Results) -> list[Claim]:
@@ -112,368 +134,265 @@ class _Rows:
     def __init__(self, rows: Iterable[Row]) -> None:
         self._rows = {(row.trunk, row.pruned, row.head): row for row in rows}
 
-    def get(self, trunk: Trunk, pruned: int, head: Head = "capsules") -> Row | None:
-        return self._rows.get((trunk, pruned, head))
-
-    def levels(self, trunk: Trunk, head: Head = "capsules") -> list[int]:
-        """Pruned levels, the least first."""
-        return sorted(p for t, p, h in self._rows if (t, h) == (trunk, head))
-
     @property
     def trunks(self) -> list[Trunk]:
         """Kinds of trunk that capsule rows have, the finetuned ones first."""
-        kinds: tuple[Trunk, ...] = ("finetuned", "frozen")
-        return [trunk for trunk in kinds if self.levels(trunk)]
+        return [trunk for trunk in TRUNKS if self.levels(trunk)]
+
+    def levels(self, trunk: Trunk) -> list[int]:
+        """Pruned levels of capsule rows, the least first."""
+        return sorted(p for t, p, head in self._rows if (t, head) == (trunk, "capsules"))
+
+    def get(self, trunk: Trunk, pruned: int, head: Head = "capsules") -> Row | None:
+        return self._rows.get((trunk, pruned, head))
+
+    def trunks_compared(self) -> list[_Pairing]:
+        return [
+            _Pairing(f"{pruned} % pruned", self.get("finetuned", pruned),
+                     self.get("frozen", pruned), "finetuned", "frozen")
+            for pruned in self.levels("finetuned")
+        ]  # fmt: skip
+
+    def with_unpruned(
+        self, trunks: Sequence[Trunk], levels: range = range(1, 100)
+    ) -> list[_Pairing]:
+        """Pair each pruned level with the unpruned network of the same trunk."""
+        return [
+            _Pairing(f"{trunk}, {pruned} % pruned" if len(trunks) > 1 else f"{pruned} % pruned",
+                     self.get(trunk, pruned), self.get(trunk, 0), "", "unpruned")
+            for trunk in trunks
+            for pruned in self.levels(trunk)
+            if pruned in levels
+        ]  # fmt: skip
+
+    def frozen_steps(self) -> list[_Pairing]:
+        return [
+            _Pairing(f"from {less} to {more} % pruned", self.get("frozen", more),
+                     self.get("frozen", less), "", f"at {less} %")
+            for less, more in itertools.pairwise(self.levels("frozen"))
+        ]  # fmt: skip
+
+    def with_linear(self, name: str) -> list[_Pairing]:
+        return [
+            _Pairing(f"{trunk}, {pruned} % pruned", self.get(trunk, pruned),
+                     self.get(trunk, pruned, "linear"), name, "linear")
+            for trunk in self.trunks
+            for pruned in self.levels(trunk)
+        ]  # fmt: skip
+
+    @property
+    def meters(self) -> str:
+        """What measured the memory."""
+        names = {"resident set": "resident set on a CPU", "NVML": "GPU memory by NVML"}
+        meters = {
+            cell.memory_meter
+            for row in self._rows.values()
+            if row.head == "capsules"
+            for cell in row.cells
+            if cell.memory_meter is not None
+        }
+        return " or ".join(sorted(names.get(meter, meter) for meter in meters)) or "not measured"
 
 
 def _claims_on(rows: _Rows, analyses: Mapping[str, Mapping[str, Any]]) -> list[Claim]:
+    pruned_and_not = "an unpruned and a pruned row of the same trunk"
     return [
         _judge(
             "with a finetuned trunk the capsule network is more accurate than with a frozen one.",
-            _finetuned_above_frozen(rows),
-            "It takes rows of both kinds of trunk at the same pruned level",
+            "rows of both kinds of trunk at the same pruned level",
+            _compare(_ACCURACY, 1, rows.trunks_compared()),
         ),
         _judge(
             "finetuned, with 25 to 50 % of the FLOPs pruned it is not less accurate than unpruned.",
-            _against_unpruned(rows, _ACCURACY, 1, ["finetuned"], range(20, 56)),
-            "It takes finetuned rows at 0 % and at 25 or 50 % pruned",
+            "finetuned rows at 0 % and at 25 or 50 % pruned",
+            _compare(_ACCURACY, 1, rows.with_unpruned(["finetuned"], range(20, 56))),
         ),
         _judge(
             "pruning leaves fewer primary capsules.",
-            _against_unpruned(rows, _CAPSULES, -1, rows.trunks[:1]),
-            "It takes an unpruned and a pruned row of the same trunk",
+            pruned_and_not,
+            _compare(_CAPSULES, -1, rows.with_unpruned(rows.trunks[:1])),
         ),
         _judge(
-            f"pruning lowers the memory that training takes ({_meters(rows)}).",
-            _against_unpruned(rows, _MEMORY, -1, rows.trunks),
-            "It takes the memory of an unpruned and a pruned row of the same trunk",
+            f"pruning lowers the memory that training takes ({rows.meters}).",
+            f"the memory of {pruned_and_not}",
+            _compare(_MEMORY, -1, rows.with_unpruned(rows.trunks)),
         ),
         _judge(
             "pruning shortens an epoch of training.",
-            _against_unpruned(rows, _EPOCH, -1, rows.trunks),
-            "It takes the times of an unpruned and a pruned row of the same trunk",
+            f"the times of {pruned_and_not}",
+            _compare(_EPOCH, -1, rows.with_unpruned(rows.trunks)),
         ),
         _judge(
             "with a frozen trunk accuracy falls as more is pruned.",
-            _falls_step_by_step(rows),
-            "It takes frozen rows at two pruned levels or more",
+            "frozen rows at two pruned levels or more",
+            _compare(_ACCURACY, -1, rows.frozen_steps()),
         ),
         _judge(
             "the bottleneck of pruned backbones has the higher entropy.",
-            _against_unpruned(rows, _ENTROPY, 1, rows.trunks),
-            "It takes the analysis of an unpruned and a pruned row of the same trunk",
+            f"the analysis of {pruned_and_not}",
+            _compare(_ENTROPY, 1, rows.with_unpruned(rows.trunks)),
         ),
         _judge(
             "beyond the paper: the capsule head is more accurate than a linear one.",
-            _against_linear(rows),
-            "It takes capsule rows and their linear controls",
+            "capsule rows and their linear baselines",
+            _compare(_ACCURACY, 1, rows.with_linear("capsules")),
         ),
         _judge(
             "beyond the paper: distorted images cost the capsule head less accuracy than a linear "
             "one.",
-            _under_distortions(rows, analyses),
-            "It takes the analysis of capsule networks with their linear controls",
+            "the analysis of capsule networks with their linear baselines",
+            [
+                _decide(_LOSS_TO_DISTORTION, -1, pairing, lost)
+                for pairing in rows.with_linear("capsules lose")
+                if (lost := _losses(pairing, analyses))
+            ],
         ),
     ]
 
 
-def _judge(statement: str, comparisons: Sequence[_Comparison], needs: str) -> Claim:
+def _judge(statement: str, needs: str, comparisons: Sequence[_Comparison]) -> Claim:
     if not comparisons:
-        return Claim(statement, "cannot be told", f"{needs}, which these results lack.")
-    verdicts = [comparison.verdict for comparison in comparisons]
+        evidence = f"It takes {needs}, which these results lack."
+        return Claim(statement, "cannot be told", evidence)
+    verdicts = Counter(comparison.verdict for comparison in comparisons)
     verdict: Verdict = "undecided"
-    if "holds" in verdicts:
-        verdict = "holds" if set(verdicts) == {"holds"} else "holds in part"
-    elif "does not hold" in verdicts:
+    if verdicts["holds"]:
+        verdict = "holds" if len(verdicts) == 1 else "holds in part"
+    elif verdicts["does not hold"]:
         verdict = "does not hold"
     parts = []
     for comparison in comparisons:
         tail = "" if comparison.verdict == verdict else f" ({comparison.verdict})"
         parts.append(f"{comparison.what}: {comparison.words}{tail}")
-    return Claim(statement, verdict, f"{_counted(verdicts)}{'; '.join(parts)}.")
+    # How several comparisons came out, where they did not all come out alike.
+    counts = ", ".join(f"{verdicts[v]} {text}" for v, text in _COUNTED.items() if verdicts[v])
+    counted = f"{len(comparisons)} comparisons: {counts}. " if len(verdicts) > 1 else ""
+    return Claim(statement, verdict, f"{counted}{'; '.join(parts)}.")
 
 
-def _counted(verdicts: Sequence[Verdict]) -> str:
-    """Say how several comparisons came out, where they did not all come out alike."""
-    counts = Counter(verdicts)
-    if len(counts) == 1:
-        return ""
-    order: tuple[Verdict, ...] = ("holds", "does not hold", "undecided")
-    return (
-        f"{len(verdicts)} comparisons: "
-        + ", ".join(f"{counts[one]} {_COUNTED[one]}" for one in order if counts[one])
-        + ". "
-    )
+_COUNTED: dict[Verdict, str] = {
+    "holds": "for it",
+    "does not hold": "against it",
+    "undecided": "undecided",
+}
 
 
-_COUNTED = {"holds": "for it", "does not hold": "against it", "undecided": "undecided"}
-
-
-def _finetuned_above_frozen(rows: _Rows) -> list[_Comparison]:
-    return [
-        comparison
-        for pruned in rows.levels("finetuned")
-        if (
-            comparison := _compare(
-                f"{pruned} % pruned",
-                _ACCURACY,
-                1,
-                rows.get("finetuned", pruned),
-                rows.get("frozen", pruned),
-                "finetuned",
-                "frozen",
-            )
-        )
-    ]
-
-
-def _against_unpruned(
-    rows: _Rows,
-    figure: _Figure,
-    sign: Literal[1, -1],
-    trunks: Sequence[Trunk],
-    levels: range = range(1, 100),
+def _compare(
+    quantity: _Quantity, sign: Literal[1, -1], pairings: Iterable[_Pairing]
 ) -> list[_Comparison]:
-    """Compare each pruned level with the unpruned network of the same trunk."""
+    """Compare a quantity of two rows, paired by seed; no comparison where no seed has both.
+
+    Args:
+        quantity: which.
+        sign: 1 if the claim is that the first is higher, -1 if lower.
+        pairings: the rows.
+    """
     found = []
-    for trunk in trunks:
-        for pruned in rows.levels(trunk):
-            if pruned in levels and (
-                comparison := _compare(
-                    f"{trunk}, {pruned} % pruned" if len(trunks) > 1 else f"{pruned} % pruned",
-                    figure,
-                    sign,
-                    rows.get(trunk, pruned),
-                    rows.get(trunk, 0),
-                    "",
-                    "unpruned",
-                )
-            ):
-                found.append(comparison)
+    for pairing in pairings:
+        first, second = (
+            {cell.seed: cell for cell in row.cells if quantity.value in cell.values} if row else {}
+            for row in (pairing.first, pairing.second)
+        )
+        pairs = [
+            _Pair(
+                cell.values[quantity.value],
+                second[seed].values[quantity.value],
+                _binomial(cell) + _binomial(second[seed]) if quantity is _ACCURACY else 0,
+            )
+            for seed, cell in first.items()
+            if seed in second
+        ]
+        if pairs:
+            found.append(_decide(quantity, sign, pairing, pairs))
     return found
 
 
-def _falls_step_by_step(rows: _Rows) -> list[_Comparison]:
-    levels = rows.levels("frozen")
-    return [
-        comparison
-        for less, more in itertools.pairwise(levels)
-        if (
-            comparison := _compare(
-                f"from {less} to {more} % pruned",
-                _ACCURACY,
-                -1,
-                rows.get("frozen", more),
-                rows.get("frozen", less),
-                "",
-                f"at {less} %",
-            )
-        )
+def _binomial(cell: Cell) -> float:
+    """Return the variance of an accuracy that the number of test images leaves."""
+    accuracy, images = cell.values["accuracy"], cell.values.get("images")
+    return accuracy * (1 - accuracy) / images if images else 0
+
+
+def _losses(pairing: _Pairing, analyses: Mapping[str, Mapping[str, Any]]) -> list[_Pair]:
+    """Return the accuracies that both heads lose, on average over the amounts of distortions."""
+    if pairing.first is None or pairing.second is None:
+        return []
+    linear = {cell.run: cell.values.get("accuracy") for cell in pairing.second.cells}
+    found = (
+        _loss(cell, linear.get(cell.run), analyses[cell.run])
+        for cell in pairing.first.cells
+        if cell.run in analyses
+    )
+    return [pair for pair in found if pair is not None]
+
+
+def _loss(cell: Cell, linear: float | None, analysis: Mapping[str, Any]) -> _Pair | None:
+    both = [
+        record
+        for record in analysis.get("robustness", ())
+        if None not in (record.get("capsules"), record.get("linear"))
     ]
-
-
-def _against_linear(rows: _Rows) -> list[_Comparison]:
-    return [
-        comparison
-        for trunk in rows.trunks
-        for pruned in rows.levels(trunk)
-        if (
-            comparison := _compare(
-                f"{trunk}, {pruned} % pruned",
-                _ACCURACY,
-                1,
-                rows.get(trunk, pruned),
-                rows.get(trunk, pruned, "linear"),
-                "capsules",
-                "linear",
-            )
-        )
-    ]
-
-
-def _under_distortions(rows: _Rows, analyses: Mapping[str, Mapping[str, Any]]) -> list[_Comparison]:
-    """Compare the accuracy that both heads lose, on average over the amounts of each distortion."""
-    found = []
-    for trunk in rows.trunks:
-        for pruned in rows.levels(trunk):
-            row = rows.get(trunk, pruned)
-            linear = rows.get(trunk, pruned, "linear")
-            if row is None or linear is None:
-                continue
-            clean = {cell.run: cell.values.get("accuracy") for cell in linear.cells}
-            lost = [
-                losses
-                for cell in row.cells
-                if (losses := _losses(cell, clean.get(cell.run), analyses.get(cell.run)))
-            ]
-            if lost:
-                figure, what = _LOSS_TO_DISTORTION, f"{trunk}, {pruned} % pruned"
-                found.append(_decide(what, figure, -1, lost, "capsules lose", "linear"))
-    return found
-
-
-@dataclass(frozen=True)
-class _Pair:
-    """A figure of one seed in two configurations, and the variance that its test images leave."""
-
-    first: float
-    second: float
-    variance: float = 0
-
-
-def _losses(cell: Cell, linear: float | None, analysis: Mapping[str, Any] | None) -> _Pair | None:
-    """Give the accuracy that capsules and linear lose to distortions, on average over all."""
-    if analysis is None:
-        return None
-    both = [r for r in analysis.get("robustness", ()) if _known(r, "capsules", "linear")]
-    undistorted = [r for r in both if r["distortion"] == "none" or not r["amount"]]
-    distorted = [r for r in both if r not in undistorted]
-    if undistorted:
-        starts = (
-            _mean(r["capsules"] for r in undistorted),
-            _mean(r["linear"] for r in undistorted),
-        )
-    elif "accuracy" in cell.values and linear is not None:
-        starts = (cell.values["accuracy"], linear)
-    else:
-        return None
+    clean = [record for record in both if record["distortion"] == "none" or not record["amount"]]
+    distorted = [record for record in both if record not in clean]
     if not distorted:
         return None
-    ends = (_mean(r["capsules"] for r in distorted), _mean(r["linear"] for r in distorted))
+    if clean:
+        starts = [fmean(record[head] for record in clean) for head in COMPARED]
+    elif "accuracy" in cell.values and linear is not None:
+        starts = [cell.values["accuracy"], linear]
+    else:
+        return None
+    ends = [fmean(record[head] for record in distorted) for head in COMPARED]
     images = analysis.get("images")
     # The distorted images are the same ones time and again: they count once.
     variance = sum(end * (1 - end) for end in ends) / images if images else 0
     return _Pair(starts[0] - ends[0], starts[1] - ends[1], variance)
 
 
-def _known(record: Mapping[str, Any], *keys: str) -> bool:
-    return all(record.get(key) is not None for key in keys)
-
-
-def _compare(
-    what: str,
-    figure: _Figure,
-    sign: Literal[1, -1],
-    first: Row | None,
-    second: Row | None,
-    first_name: str,
-    second_name: str,
-) -> _Comparison | None:
-    """Compare a figure of two rows, paired by seed.
-
-    Args:
-        what: is compared, for the evidence.
-        figure: which.
-        sign: 1 if the claim is that the first is higher, -1 if lower.
-        first: a row, or None if there is none.
-        second: likewise.
-        first_name: what the first is called in the evidence.
-        second_name: likewise.
-
-    Returns:
-        None where no seed has both.
-    """
-    if first is None or second is None:
-        return None
-    pairs = []
-    others = {cell.seed: cell for cell in second.cells if figure.value in cell.values}
-    for cell in first.cells:
-        if figure.value in cell.values and cell.seed in others:
-            other = others[cell.seed]
-            a, b = cell.values[figure.value], other.values[figure.value]
-            variance = 0.0
-            if figure is _ACCURACY:
-                variance = _binomial(cell) + _binomial(other)
-            pairs.append(_Pair(a, b, variance))
-    return _decide(what, figure, sign, pairs, first_name, second_name) if pairs else None
-
-
-def _binomial(cell: Cell) -> float:
-    """The variance of an accuracy that the number of test images leaves."""
-    accuracy, images = cell.values["accuracy"], cell.values.get("images")
-    return accuracy * (1 - accuracy) / images if images else 0
-
-
 def _decide(
-    what: str,
-    figure: _Figure,
-    sign: Literal[1, -1],
-    pairs: Sequence[_Pair],
-    first_name: str,
-    second_name: str,
+    quantity: _Quantity, sign: Literal[1, -1], pairing: _Pairing, pairs: Sequence[_Pair]
 ) -> _Comparison:
-    differences = [pair.first - pair.second for pair in pairs]
-    difference = _mean(differences)
-    error, known = _error(figure, pairs, differences)
-    threshold = error if known else _ONE_SEED * abs(_mean(pair.second for pair in pairs))
-    verdict: Verdict = "undecided"
-    if abs(difference) > threshold:
-        verdict = "holds" if difference * sign > 0 else "does not hold"
-    elif figure.exact and difference == 0:
-        verdict = "does not hold"
-    return _Comparison(
-        what,
-        verdict,
-        _in_words(figure, pairs, difference, error if known else None, first_name, second_name),
-    )
-
-
-def _error(
-    figure: _Figure, pairs: Sequence[_Pair], differences: Sequence[float]
-) -> tuple[float, bool]:
-    """Give the error of the mean difference, and whether it is known."""
-    count = len(pairs)
+    spread = Spread.of([pair.first - pair.second for pair in pairs])
     # The seeds share their test images, so more of them do not lessen this part.
-    binomial = math.sqrt(_mean(pair.variance for pair in pairs))
-    if count == 1:
-        return binomial, binomial > 0 or figure.exact
-    mean = _mean(differences)
-    spread = sum((difference - mean) ** 2 for difference in differences) / (count - 1)
-    return max(math.sqrt(spread / count), binomial), True
+    binomial = math.sqrt(fmean(pair.variance for pair in pairs))
+    error: float | None = binomial
+    if spread.deviation is not None:
+        error = max(spread.deviation / math.sqrt(spread.count), binomial)
+    elif not binomial and not quantity.exact:
+        error = None
+    second = fmean(pair.second for pair in pairs)
+    threshold = _ONE_SEED * abs(second) if error is None else error
+    verdict: Verdict = "undecided"
+    if abs(spread.mean) > threshold:
+        verdict = "holds" if spread.mean * sign > 0 else "does not hold"
+    elif quantity.exact and spread.mean == 0:
+        verdict = "does not hold"
+    first = fmean(pair.first for pair in pairs)
+    words = _in_words(quantity, pairing, first, second, spread, error)
+    return _Comparison(pairing.what, verdict, words)
 
 
 def _in_words(
-    figure: _Figure,
-    pairs: Sequence[_Pair],
-    difference: float,
+    quantity: _Quantity,
+    pairing: _Pairing,
+    first: float,
+    second: float,
+    difference: Spread,
     error: float | None,
-    first_name: str,
-    second_name: str,
 ) -> str:
-    def write(value: float, sign: bool = False) -> str:
-        return f"{value * figure.scale:{'+' if sign else ''}.{figure.digits}f}"
+    def write(value: float, sign: str = "") -> str:
+        return f"{value * quantity.scale:{sign}.{quantity.digits}f}"
 
-    unit = f" {figure.unit}" if figure.unit else ""
-    first, second = _mean(p.first for p in pairs), _mean(p.second for p in pairs)
-    name = f"{first_name} " if first_name else ""
-    seeds = f"{len(pairs)} seed{'s' if len(pairs) > 1 else ''}"
+    unit = f" {quantity.unit}" if quantity.unit else ""
+    name = f"{pairing.first_name} " if pairing.first_name else ""
+    seeds = f"{difference.count} seed{'s' if difference.count > 1 else ''}"
     if error is None:
         margin = ", error unknown"
     else:
-        margin = "" if figure.exact and error == 0 else f" ± {write(error)}"
+        margin = "" if quantity.exact and error == 0 else f" ± {write(error)}"
+    # The difference of two percentages is in points.
+    points = " points" if quantity.unit in ("%", "points") else ""
     return (
-        f"{name}{write(first)}{unit} against {write(second)}{unit} {second_name}, difference "
-        f"{write(difference, sign=True)}{margin}{_POINTS.get(figure.unit, '')} ({seeds})"
+        f"{name}{write(first)}{unit} against {write(second)}{unit} {pairing.second_name}, "
+        f"difference {write(difference.mean, '+')}{margin}{points} ({seeds})"
     )
-
-
-#: Unit of the difference of two percentages.
-_POINTS = {"%": " points", "points": " points"}
-
-
-def _meters(rows: _Rows) -> str:
-    meters = {
-        cell.memory_meter
-        for trunk in rows.trunks
-        for pruned in rows.levels(trunk)
-        if (row := rows.get(trunk, pruned)) is not None
-        for cell in row.cells
-        if cell.memory_meter is not None
-    }
-    names = {"resident set": "resident set on a CPU", "NVML": "GPU memory by NVML"}
-    return " or ".join(sorted(names.get(meter, meter) for meter in meters)) or "not measured"
-
-
-def _mean(values: Iterable[float]) -> float:
-    numbers = list(values)
-    return sum(numbers) / len(numbers)
