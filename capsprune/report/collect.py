@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -21,40 +21,21 @@ from capsprune.report.reading import (
     read_rows,
 )
 from capsprune.report.results import Backbone, Cell, Head, Latency, Results, Row, Search
-from capsprune.run import DamagedRun, Run, StageName, read_run
+from capsprune.run import DamagedRun, Run, read_run
 from capsprune.stages import STAGES
 from capsprune.sweep import DamagedSweep, is_sweep, read_sweep
 
 #: Figures of a stage's summary that a cell or a backbone has too.
 _FIGURES = (
-    "accuracy",
-    "loss",
-    "images",
-    "epochs",
-    "epoch_seconds",
-    "threads",
-    "peak_memory_mb",
-    "energy_joules",
-    "bottleneck_channels",
-    "primary_capsules",
-    "trunk_macs",
-    "head_macs",
-    "forward_macs",
-    "training_flops",
-    "parameters",
-    "flops_ratio",
-    "accuracy_before_finetuning",
+    *("accuracy", "accuracy_before_finetuning", "loss", "images", "epochs", "epoch_seconds"),
+    *("threads", "peak_memory_mb", "energy_joules", "bottleneck_channels", "primary_capsules"),
+    *("trunk_macs", "head_macs", "forward_macs", "training_flops", "parameters", "flops_ratio"),
 )
 
 #: Figures of an analysis that a cell has too; of those by routing iteration, the last.
 _ANALYSED = (
-    "bottleneck_entropy",
-    "active_share",
-    "coupling_entropy",
-    "agreement_true",
-    "agreement_other",
-    "primary_length",
-    "never_active_share",
+    *("bottleneck_entropy", "active_share", "coupling_entropy", "agreement_true"),
+    *("agreement_other", "primary_length", "never_active_share"),
 )
 
 #: What `profile` measures in one run: name of the variant, whether it is pruned, its head.
@@ -66,40 +47,13 @@ _RUN_VARIANTS: dict[str, tuple[bool, Head]] = {
 
 _BACKBONES: tuple[Literal["baseline"], Literal["pruned"]] = ("baseline", "pruned")
 _HEADS: dict[Literal["caps", "linear"], Head] = {"caps": "capsules", "linear": "linear"}
+#: Stages that each cell of a sweep has.
+_CELL = ("caps", "linear", "onnx", "analysis")
 #: Figures that runs share where they were trained alike.
 _TRAINED = ("epochs", "image_size", "classes", "images")
 #: Characters of a name that a table or a legend has room for.
 _LONGEST = 80
-_TRUNK_ORDER = {"finetuned": 0, "frozen": 1}
 _Sourced = TypeVar("_Sourced", Cell, Backbone, Search)
-
-
-@dataclass
-class _Found:
-    """What was read so far."""
-
-    cells: list[Cell] = field(default_factory=list)
-    #: By the id of what the stage made: the runs of a sweep share their backbones.
-    backbones: dict[str, Backbone] = field(default_factory=dict)
-    searches: dict[str, Search] = field(default_factory=dict)
-    latencies: list[Latency] = field(default_factory=list)
-    analyses: dict[str, Mapping[str, Any]] = field(default_factory=dict)
-    missing: dict[str, str] = field(default_factory=dict)
-    damaged: dict[str, str] = field(default_factory=dict)
-    #: What the training started from, and the part of the images it had.
-    weights: set[str] = field(default_factory=set)
-    parts: set[float] = field(default_factory=set)
-    #: What is wrong with files that were left out, by their paths.
-    files: dict[str, str] = field(default_factory=dict)
-
-    def read(self, read: Callable[[Path, Any], Any], path: Path, kind: Any, run: str) -> Any:
-        """Read a file, or note that it is damaged; then there is nothing in it."""
-        try:
-            return read(path, kind)
-        except DamagedFileError as error:
-            self.files[str(path)] = error.reason
-            _miss(self, run, str(error))
-            return ()
 
 
 def collect(sources: Sequence[tuple[Path, str]]) -> Results:
@@ -113,340 +67,333 @@ def collect(sources: Sequence[tuple[Path, str]]) -> Results:
         SweepError: if all of them are damaged.
     """
     sources = list(dict.fromkeys(sources))
-    found = _Found()
+    reader = _Reader()
     for runs_dir, name in sources:
-        prefix = f"{name}/" if len(sources) > 1 else ""
         try:
             if is_sweep(runs_dir / name):
-                _read_sweep(runs_dir, name, prefix, found)
+                reader.read_sweep(runs_dir, name, f"{name}/" if len(sources) > 1 else "")
             else:
-                _read_single(runs_dir, name, found)
+                reader.read_single(runs_dir, name)
         except (DamagedRun, DamagedSweep) as error:
-            found.damaged[name] = str(error)
-            if all(source in found.damaged for _, source in sources):
+            reader.damaged[name] = str(error)
+            if all(source in reader.damaged for _, source in sources):
                 raise
-    for name, reason in found.damaged.items():
-        _miss(found, name, reason.rstrip("."))
-    rows = _rows(found.cells)
+    for name, reason in reader.damaged.items():
+        reader.miss(name, reason.rstrip("."))
+    rows = _rows(reader.cells)
     return Results(
         title=", ".join(name for _, name in sources),
         rows=rows,
         backbones=_told_apart(
-            found.backbones.values(),
+            reader.backbones.values(),
             lambda one: (one.data, one.backbone, one.stage, one.pruned),
             lambda one: _trained(one.values),
         ),
         searches=_told_apart(
-            found.searches.values(),
+            reader.searches.values(),
             lambda one: (one.data, one.backbone, one.pruned),
             lambda one: (),
         ),
-        latencies=tuple(found.latencies),
-        analyses=found.analyses,
-        missing=found.missing,
-        damaged={**found.damaged, **found.files},
-        notes=notes_on(rows, found.latencies, found.weights, found.parts),
+        latencies=tuple(reader.latencies),
+        analyses=reader.analyses,
+        missing=reader.missing,
+        damaged={**reader.damaged, **reader.files},
+        notes=notes_on(rows, reader.latencies, reader.weights, reader.parts),
     )
 
 
-def _read_single(runs_dir: Path, name: str, found: _Found) -> None:
-    """Read one run.
+class _Reader:
+    """Reads runs and sweeps one after another."""
 
-    Raises:
-        RunError: if it is not there, or has nothing yet.
-    """
-    run = read_run(runs_dir, name)
-    usable = _usable(run)
-    if not usable:
-        flag = "" if name == "default" else f" --run {name}"
-        raise RunError(
-            f"Run '{name}' has nothing to report yet; first run 'capsprune prune{flag} --model "
-            "MODEL', which trains and prunes."
-        )
-    _read_run(run, name, None, found)
-    _read_run_profile(run, name, found)
-    absent = [
-        f"{stage} (capsprune {STAGES[stage].command.words})"
-        for stage in STAGES
-        if stage not in usable and stage not in run.stages
-    ]
-    if absent:
-        _miss(found, name, f"not done: {', '.join(absent)}")
+    def __init__(self) -> None:
+        self.cells: list[Cell] = []
+        #: By the id of what the stage made: the runs of a sweep share their backbones.
+        self.backbones: dict[str, Backbone] = {}
+        self.searches: dict[str, Search] = {}
+        self.latencies: list[Latency] = []
+        self.analyses: dict[str, Mapping[str, Any]] = {}
+        self.missing: dict[str, str] = {}
+        self.damaged: dict[str, str] = {}
+        #: What the training started from, and the part of the images it had.
+        self.weights: set[str] = set()
+        self.parts: set[float] = set()
+        #: What is wrong with files that were left out, by their paths.
+        self.files: dict[str, str] = {}
 
+    def miss(self, name: str, reason: str) -> None:
+        """Note why something of a run is missing."""
+        before = self.missing.get(name)
+        reason = cut(reason, 500)
+        self.missing[name] = reason if before is None else f"{before}; {reason}"
 
-def _read_sweep(runs_dir: Path, name: str, prefix: str, found: _Found) -> None:
-    """Read all runs of a sweep.
+    def read_single(self, runs_dir: Path, name: str) -> None:
+        """Read one run.
 
-    Raises:
-        RunError: if none of them has anything yet.
-    """
-    sweep = read_sweep(runs_dir, name)
-    runs, damaged = sweep.read_runs()
-    found.damaged |= {prefix + run: reason for run, reason in damaged.items()}
-    cells = {cell.name for cell in sweep.cells}
-    before = len(found.backbones) + len(found.cells)
-    for cell in sweep.cells:
-        run = runs.get(cell.name)
-        if run is not None:
-            _read_run(run, prefix + cell.name, cell.pruned, found, name)
+        Raises:
+            RunError: if it is not there, or has nothing yet.
+        """
+        run = read_run(runs_dir, name)
+        usable = _usable(run)
+        if not usable:
+            flag = "" if name == "default" else f" --run {name}"
+            raise RunError(
+                f"Run '{name}' has nothing to report yet; first run 'capsprune prune{flag} --model "
+                "MODEL', which trains and prunes."
+            )
+        self._read_run(run, name)
+        if "profile" in usable and "caps" in run.stages:
+            self._read_run_profile(run, name)
         absent = [
-            stage
-            for stage in ("caps", "linear", "onnx", "analysis")
-            if run is None or stage not in run.stages
+            f"{stage} (capsprune {STAGES[stage].command.words})"
+            for stage in STAGES
+            if stage not in run.stages
         ]
-        if cell.name in damaged:
-            continue  # named with the others
-        if reason := sweep.failed.get(cell.name):
-            _miss(found, prefix + cell.name, f"failed: {reason.rstrip('.')}")
-        elif run is None:
-            _miss(found, prefix + cell.name, "not begun")
-        elif absent:
-            _miss(found, prefix + cell.name, f"not done: {', '.join(absent)}")
-    # What the cells share is done in runs of its own, and may have failed there.
-    for shared, reason in sweep.failed.items():
-        if shared not in cells and shared not in damaged:
-            _miss(found, prefix + shared, f"failed: {reason.rstrip('.')}")
-    if len(found.backbones) + len(found.cells) == before:
-        for run_name, run in runs.items():
-            if run_name not in cells:
-                _read_run(run, prefix + run_name, None, found, name)
-    if len(found.backbones) + len(found.cells) == before:
-        raise RunError(
-            f"Sweep '{name}' has nothing to report yet; run 'capsprune sweep' with its recipe "
-            "again, which goes on from where it stopped."
+        if absent:
+            self.miss(name, f"not done: {', '.join(absent)}")
+
+    def read_sweep(self, runs_dir: Path, name: str, prefix: str) -> None:
+        """Read all runs of a sweep.
+
+        Args:
+            runs_dir: the folder that it is in.
+            name: of the sweep.
+            prefix: what the report puts before the names of its runs.
+
+        Raises:
+            RunError: if none of them has anything yet.
+        """
+        sweep = read_sweep(runs_dir, name)
+        runs, damaged = sweep.read_runs()
+        self.damaged |= {prefix + run: reason for run, reason in damaged.items()}
+        cells = {cell.name for cell in sweep.cells}
+        before = len(self.backbones) + len(self.cells)
+        for cell in sweep.cells:
+            run = runs.get(cell.name)
+            if run is not None:
+                self._read_run(run, prefix + cell.name, cell.pruned, name)
+            absent = [stage for stage in _CELL if run is None or stage not in run.stages]
+            if cell.name in damaged:
+                continue  # named with the others
+            if reason := sweep.failed.get(cell.name):
+                self.miss(prefix + cell.name, f"failed: {reason.rstrip('.')}")
+            elif run is None:
+                self.miss(prefix + cell.name, "not begun")
+            elif absent:
+                self.miss(prefix + cell.name, f"not done: {', '.join(absent)}")
+        # What the cells share is done in runs of its own, and may have failed there.
+        for shared, reason in sweep.failed.items():
+            if shared not in cells and shared not in damaged:
+                self.miss(prefix + shared, f"failed: {reason.rstrip('.')}")
+        if len(self.backbones) + len(self.cells) == before:
+            for run_name, run in runs.items():
+                if run_name not in cells:
+                    self._read_run(run, prefix + run_name, None, name)
+        if len(self.backbones) + len(self.cells) == before:
+            raise RunError(
+                f"Sweep '{name}' has nothing to report yet; run 'capsprune sweep' with its recipe "
+                "again, which goes on from where it stopped."
+            )
+        self._read_sweep_profile(sweep.profile_path, runs, prefix)
+
+    def _read_run(self, run: Run, name: str, asked: int | None = None, source: str = "") -> None:
+        """Read the stages of a run.
+
+        Args:
+            run: which.
+            name: what the report calls it.
+            asked: per cent of the FLOPs that were to be removed; None for what the run says.
+            source: the sweep that it belongs to.
+        """
+        usable = _usable(run, lambda stage, reason: self.miss(name, f"left out: {reason}"))
+        pruned = _pruned_of(run) if asked is None else asked
+        for backbone in _BACKBONES:
+            if backbone in usable:
+                self._read_backbone(run, name, backbone, pruned, source)
+        if "baseline" in usable:
+            record = run.stages["baseline"]
+            self.weights.add(_name(record.summary.get("weights", "unknown")))
+            self.parts.add(record.options.get("part") or 1.0)
+        for head in _HEADS:
+            if head in usable:
+                self._read_cell(run, name, head, pruned, source)
+        own = {(name, "capsules")}
+        if "analysis" in usable:
+            self.analyses[name] = run.stages["analysis"].summary
+            self._add(own, _analysed(self.analyses[name]))
+        if "onnx" in usable:
+            self._add(own, {"file_bytes": run.stages["onnx"].summary["bytes"]})
+
+    def _read_backbone(
+        self, run: Run, name: str, stage: Literal["baseline", "pruned"], pruned: int, source: str
+    ) -> None:
+        record = run.stages[stage]
+        if record.id in self.backbones:
+            return
+        summary = record.summary
+        self.backbones[record.id] = backbone = Backbone(
+            run=name,
+            data=_name(summary["data"]),
+            backbone=_name(summary["model"]),
+            pruned=pruned if stage == "pruned" else 0,
+            stage=stage,
+            seed=run.seed,
+            values=_figures(summary),
+            epochs=self._rows(run.path(stage) / "metrics.jsonl", Epoch, name),
+            source=source,
         )
-    _read_sweep_profile(sweep.profile_path, runs, prefix, found)
+        candidates = self._rows(run.path(stage) / "candidates.jsonl", Candidate, name)
+        if candidates:
+            self.searches[record.id] = Search(
+                run=name,
+                data=backbone.data,
+                backbone=backbone.backbone,
+                pruned=backbone.pruned,
+                seed=run.seed,
+                candidates=candidates,
+                best=summary.get("best_candidate"),
+                source=source,
+            )
+
+    def _read_cell(
+        self, run: Run, name: str, stage: Literal["caps", "linear"], pruned: int, source: str
+    ) -> None:
+        summary = run.stages[stage].summary
+        described = self._object(run.path(stage) / "architecture.json", Described, name)
+        shape = {}
+        if described:
+            data = described["data"]
+            shape = {"image_size": data["image_size"], "classes": len(data["class_names"])}
+        self.cells.append(
+            Cell(
+                run=name,
+                data=_name(summary["data"]),
+                backbone=_name(summary["model"]),
+                pruned=pruned,
+                trunk="frozen" if summary["frozen"] else "finetuned",
+                head=_HEADS[stage],
+                seed=run.seed,
+                values=_figures(summary) | shape,
+                memory_meter=summary.get("memory_meter"),
+                energy_meter=summary.get("energy_meter"),
+                epochs=self._rows(run.path(stage) / "metrics.jsonl", Epoch, name),
+                source=source,
+            )
+        )
+
+    def _read_run_profile(self, run: Run, name: str) -> None:
+        """Read the latencies of a run's own three networks."""
+        profile, caps = run.stages["profile"].summary, run.stages["caps"].summary
+        pruned = _pruned_of(run)
+        for label, (is_pruned, head) in _RUN_VARIANTS.items():
+            # A run that removed nothing has its capsules under both names: the trained ones.
+            if label not in profile["variants"] or (pruned == 0 and label == "unpruned, capsules"):
+                continue
+            level = pruned if is_pruned else 0
+            own = {(name, head)} if level == pruned else set()
+            variant = {"backbone": _name(caps["model"]), "pruned": level, "head": head,
+                       "file_bytes": profile["variants"][label]["file_bytes"]}  # fmt: skip
+            self._add_latencies(profile, label, variant, _name(caps["data"]), name, own)
+
+    def _read_sweep_profile(self, path: Path, runs: Mapping[str, Run], prefix: str) -> None:
+        """Read the latencies of a sweep's networks.
+
+        Each stands for all cells with the same head on the same pruned backbone: they differ by
+        their weights alone.
+        """
+        source = path.parent.name
+        profile = self._object(path, SweepProfile, source)
+        if profile is None:
+            self.miss(source, "its networks were not profiled")
+        for label, variant in profile["variants"].items() if profile else ():
+            run = runs.get(variant["run"])
+            if run is None or "pruned" not in run.stages:
+                continue
+            backbone = run.stages["pruned"]
+            same = {
+                (prefix + other.name, variant["head"])
+                for other in runs.values()
+                if "pruned" in other.stages and other.stages["pruned"].id == backbone.id
+            }
+            data = _name(backbone.summary["data"])
+            self._add_latencies(profile, label, variant, data, source, same)
+
+    def _add_latencies(
+        self,
+        profile: Mapping[str, Any],
+        label: str,
+        variant: Mapping[str, Any],
+        data: str,
+        source: str,
+        cells: Collection[tuple[str, str]],
+    ) -> None:
+        """Read the latencies of a profile's variant, which are those of some cells too."""
+        backbone, pruned, head = variant["backbone"], variant["pruned"], variant["head"]
+        measured = [
+            Latency(
+                label=f"{backbone}, {pruned} % pruned, {head}",
+                backbone=backbone,
+                pruned=pruned,
+                head=head,
+                batch=row["batch"],
+                provider=row["provider"],
+                latency_ms=row["latency_ms"],
+                p25_ms=row["latency_ms_p25"],
+                p75_ms=row["latency_ms_p75"],
+                routing_share=row["routing_share"],
+                data=data,
+                routing_kernel=row.get("routing_kernel"),
+                source=source,
+            )
+            for row in profile["measurements"]
+            if row["variant"] == label
+        ]
+        self.latencies += measured
+        by_batch = {f"latency_ms_batch_{row.batch}": row.latency_ms for row in measured}
+        self._add(cells, by_batch | {"file_bytes": variant["file_bytes"]})
+
+    def _add(self, cells: Collection[tuple[str, str]], values: Mapping[str, float]) -> None:
+        """Add figures to cells, of which are given run and head; what they have already stays."""
+        self.cells = [
+            replace(cell, values={**values, **cell.values})
+            if (cell.run, cell.head) in cells
+            else cell
+            for cell in self.cells
+        ]
+
+    def _rows(self, path: Path, kind: Any, run: str) -> Any:
+        return self._read(read_rows, path, kind, run)
+
+    def _object(self, path: Path, kind: Any, run: str) -> Any:
+        return self._read(read_object, path, kind, run)
+
+    def _read(self, read: Callable[[Path, Any], Any], path: Path, kind: Any, run: str) -> Any:
+        """Read a file, or note that it is damaged; then there is nothing in it."""
+        try:
+            return read(path, kind)
+        except DamagedFileError as error:
+            self.files[str(path)] = error.reason
+            self.miss(run, str(error))
+            return ()
 
 
-def _read_run(run: Run, name: str, asked: int | None, found: _Found, source: str = "") -> None:
-    """Read the stages of a run.
-
-    Args:
-        run: which.
-        name: what the report calls it.
-        asked: per cent of the FLOPs that were to be removed; None for what the run says.
-        found: takes what there is.
-        source: the sweep that it belongs to.
-    """
-    usable = _usable(run)
-    for stage in run.stages:
-        if stage not in usable:
-            _miss(found, name, f"left out: {usable.reasons[stage]}")
-    pruned = _pruned_of(run) if asked is None else asked
-    for backbone in _BACKBONES:
-        if backbone in usable:
-            _read_backbone(run, name, backbone, pruned, found, source)
-    if "baseline" in usable:
-        record = run.stages["baseline"]
-        found.weights.add(_name(record.summary.get("weights", "unknown")))
-        found.parts.add(record.options.get("part") or 1.0)
-    for head in _HEADS:
-        if head in usable:
-            found.cells.append(_cell(run, name, head, pruned, found, source))
-    if "analysis" in usable:
-        analysis = run.stages["analysis"].summary
-        found.analyses[name] = analysis
-        _add(found, _of(name, "capsules"), _analysed(analysis))
-    if "onnx" in usable:
-        _add(found, _of(name, "capsules"), {"file_bytes": run.stages["onnx"].summary["bytes"]})
-
-
-class _Usable(set[StageName]):
-    """The stages whose results are there and up to date, and why the others are not."""
-
-    reasons: dict[StageName, str]
-
-
-def _usable(run: Run) -> _Usable:
-    usable = _Usable()
-    usable.reasons = {}
+def _usable(run: Run, left_out: Callable[[str, str], None] = lambda *_: None) -> set[str]:
+    """Return the stages whose results are there and up to date; tell why the others are not."""
+    usable: set[str] = set()
     for stage in run.stages:
         try:
             run.require(stage, "report")
         except RunError as error:
-            usable.reasons[stage] = str(error)
+            left_out(stage, str(error))
         else:
             usable.add(stage)
     return usable
 
 
-def _read_backbone(
-    run: Run,
-    name: str,
-    stage: Literal["baseline", "pruned"],
-    pruned: int,
-    found: _Found,
-    source: str,
-) -> None:
-    record = run.stages[stage]
-    if record.id in found.backbones:
-        return
-    summary = record.summary
-    level = pruned if stage == "pruned" else 0
-    found.backbones[record.id] = Backbone(
-        run=name,
-        data=_name(summary["data"]),
-        backbone=_name(summary["model"]),
-        pruned=level,
-        stage=stage,
-        seed=run.seed,
-        values=_figures(summary),
-        epochs=found.read(read_rows, run.path(stage) / "metrics.jsonl", Epoch, name),
-        source=source,
-    )
-    file = run.path(stage) / "candidates.jsonl"
-    candidates = found.read(read_rows, file, Candidate, name)
-    if candidates:
-        found.searches[record.id] = Search(
-            run=name,
-            data=_name(summary["data"]),
-            backbone=_name(summary["model"]),
-            pruned=level,
-            seed=run.seed,
-            candidates=candidates,
-            best=summary.get("best_candidate"),
-            source=source,
-        )
-
-
-def _cell(
-    run: Run,
-    name: str,
-    stage: Literal["caps", "linear"],
-    pruned: int,
-    found: _Found,
-    source: str,
-) -> Cell:
-    summary = run.stages[stage].summary
-    described = found.read(read_object, run.path(stage) / "architecture.json", Described, name)
-    return Cell(
-        run=name,
-        data=_name(summary["data"]),
-        backbone=_name(summary["model"]),
-        pruned=pruned,
-        trunk="frozen" if summary["frozen"] else "finetuned",
-        head=_HEADS[stage],
-        seed=run.seed,
-        values=_figures(summary) | _shape(described),
-        memory_meter=summary.get("memory_meter"),
-        energy_meter=summary.get("energy_meter"),
-        epochs=found.read(read_rows, run.path(stage) / "metrics.jsonl", Epoch, name),
-        source=source,
-    )
-
-
-def _read_run_profile(run: Run, name: str, found: _Found) -> None:
-    """Read the latencies of a run's own three networks."""
-    if "profile" not in _usable(run) or "caps" not in run.stages:
-        return
-    profile, caps = run.stages["profile"].summary, run.stages["caps"].summary
-    pruned = _pruned_of(run)
-    for label, (is_pruned, head) in _RUN_VARIANTS.items():
-        # A run that removed nothing has its capsule network under both names: the trained one.
-        if label not in profile["variants"] or (pruned == 0 and label == "unpruned, capsules"):
-            continue
-        level = pruned if is_pruned else 0
-        measured = _latencies(
-            profile, label, _name(caps["model"]), level, head, _name(caps["data"]), name
-        )
-        found.latencies += measured
-        if level == pruned:
-            values = _by_batch(measured)
-            values["file_bytes"] = profile["variants"][label]["file_bytes"]
-            _add(found, _of(name, head), values)
-
-
-def _read_sweep_profile(path: Path, runs: Mapping[str, Run], prefix: str, found: _Found) -> None:
-    """Read the latencies of a sweep's networks.
-
-    Each stands for all cells with the same head on the same pruned backbone: they differ by their
-    weights alone.
-    """
-    profile = found.read(read_object, path, SweepProfile, path.parent.name)
-    if not profile:
-        if profile is None:
-            _miss(found, path.parent.name, "its networks were not profiled")
-        return
-    for label, variant in profile["variants"].items():
-        run = runs.get(variant["run"])
-        if run is None or "pruned" not in run.stages:
-            continue
-        backbone = run.stages["pruned"]
-        same = {
-            prefix + other.name
-            for other in runs.values()
-            if "pruned" in other.stages and other.stages["pruned"].id == backbone.id
-        }
-        head: Head = variant["head"]
-        measured = _latencies(
-            profile,
-            label,
-            variant["backbone"],
-            variant["pruned"],
-            head,
-            _name(backbone.summary["data"]),
-            path.parent.name,
-        )
-        found.latencies += measured
-        values = {**_by_batch(measured), "file_bytes": variant["file_bytes"]}
-        _add(found, lambda cell, s=same, h=head: cell.run in s and cell.head == h, values)
-
-
-def _latencies(
-    profile: Mapping[str, Any],
-    variant: str,
-    backbone: str,
-    pruned: int,
-    head: Head,
-    data: str,
-    source: str,
-) -> list[Latency]:
-    return [
-        Latency(
-            label=f"{backbone}, {pruned} % pruned, {head}",
-            backbone=backbone,
-            pruned=pruned,
-            head=head,
-            batch=row["batch"],
-            provider=row["provider"],
-            latency_ms=row["latency_ms"],
-            p25_ms=row["latency_ms_p25"],
-            p75_ms=row["latency_ms_p75"],
-            routing_share=row["routing_share"],
-            data=data,
-            routing_kernel=row.get("routing_kernel"),
-            source=source,
-        )
-        for row in profile["measurements"]
-        if row["variant"] == variant
-    ]
-
-
-def _by_batch(latencies: Iterable[Latency]) -> dict[str, float]:
-    return {f"latency_ms_batch_{row.batch}": row.latency_ms for row in latencies}
-
-
-def _of(run: str, head: Head) -> Any:
-    return lambda cell: cell.run == run and cell.head == head
-
-
-def _add(found: _Found, chosen: Any, values: Mapping[str, float]) -> None:
-    """Add figures to the cells chosen; what they have already stays."""
-    found.cells = [
-        replace(cell, values={**values, **cell.values}) if chosen(cell) else cell
-        for cell in found.cells
-    ]
-
-
 def _analysed(analysis: Mapping[str, Any]) -> dict[str, float]:
-    values = {}
-    for key in _ANALYSED:
-        value = analysis.get(key)
-        if isinstance(value, list):
-            value = value[-1] if value else None
-        if value is not None:
-            values[key] = float(value)
-    return values
+    """Return what an analysis found; of what it has by iteration, the last."""
+    found = {key: analysis.get(key) for key in _ANALYSED}
+    last = {key: v[-1] if v else None for key, v in found.items() if isinstance(v, list)}
+    return {key: float(value) for key, value in (found | last).items() if value is not None}
 
 
 def _figures(summary: Mapping[str, Any]) -> dict[str, float]:
@@ -454,14 +401,14 @@ def _figures(summary: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _pruned_of(run: Run) -> int:
-    """Per cent of the FLOPs that a run's search removed; 0 where it has none."""
+    """Return per cent of the FLOPs that a run's search removed; 0 where it has none."""
     record = run.stages.get("pruned")
     ratio = record.summary.get("flops_ratio") if record is not None else None
     return 0 if ratio is None else round(100 * (1 - ratio))
 
 
 def _rows(cells: Iterable[Cell]) -> tuple[Row, ...]:
-    """Put cells that differ by their seeds alone together, capsules before their controls.
+    """Put cells that differ by their seeds alone together, capsules before linear heads.
 
     Those of different sweeps stay apart. Runs of their own are together where they have different
     seeds and were trained as long.
@@ -473,26 +420,11 @@ def _rows(cells: Iterable[Cell]) -> tuple[Row, ...]:
     )
     groups: dict[tuple[Any, ...], list[Cell]] = {}
     for cell in apart:
-        key = (
-            cell.head,
-            cell.data,
-            cell.backbone,
-            cell.source,
-            _TRUNK_ORDER[cell.trunk],
-            cell.pruned,
-        )
+        key = (cell.head, cell.data, cell.backbone, cell.source, cell.trunk, cell.pruned)
         groups.setdefault(key, []).append(cell)
     return tuple(
-        Row(
-            data=of[0].data,
-            backbone=of[0].backbone,
-            pruned=of[0].pruned,
-            trunk=of[0].trunk,
-            head=of[0].head,
-            cells=tuple(sorted(of, key=lambda cell: cell.seed)),
-            source=key[3],
-        )
-        for key, of in sorted(groups.items())
+        Row(data, backbone, pruned, trunk, head, tuple(sorted(group, key=lambda c: c.seed)), source)
+        for (head, data, backbone, source, trunk, pruned), group in sorted(groups.items())
     )
 
 
@@ -510,17 +442,17 @@ def _told_apart(
     """
     found = list(found)
     groups: dict[tuple[Any, ...], list[_Sourced]] = {}
-    for one in found:
-        if not one.source:
-            groups.setdefault(configuration(one), []).append(one)
-
-    def are_seeds(of: Sequence[_Sourced]) -> bool:
-        return len({one.seed for one in of}) == len(of) and len({trained(one) for one in of}) == 1
-
-    seeds = {key: are_seeds(of) for key, of in groups.items()}
+    for item in found:
+        if not item.source:
+            groups.setdefault(configuration(item), []).append(item)
+    seeds = {
+        key: len({item.seed for item in group}) == len(group)
+        and len({trained(item) for item in group}) == 1
+        for key, group in groups.items()
+    }
     return tuple(
-        one if one.source or seeds[configuration(one)] else replace(one, source=one.run)
-        for one in found
+        item if item.source or seeds[configuration(item)] else replace(item, source=item.run)
+        for item in found
     )
 
 
@@ -528,22 +460,8 @@ def _trained(values: Mapping[str, float]) -> tuple[float | None, ...]:
     return tuple(values.get(key) for key in _TRAINED)
 
 
-def _shape(described: Described | None) -> dict[str, float]:
-    """Pixels a side and number of classes, where a checkpoint's description is there and whole."""
-    if not described:
-        return {}
-    data = described["data"]
-    return {"image_size": data["image_size"], "classes": len(data["class_names"])}
-
-
 def _name(text: str) -> str:
     """Cut a name for display; it stays another than every other."""
     if len(text) <= _LONGEST:
         return text
     return f"{cut(text, _LONGEST)} ({hashlib.sha256(text.encode()).hexdigest()[:8]})"
-
-
-def _miss(found: _Found, name: str, reason: str) -> None:
-    reason = cut(reason, 500)
-    before = found.missing.get(name)
-    found.missing[name] = reason if before is None else f"{before}; {reason}"
