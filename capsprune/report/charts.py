@@ -241,9 +241,9 @@ def dashes(field: str, heading: str, styles: Mapping[str, Sequence[int]]) -> alt
 def curves(
     records: Sequence[Record],
     x: alt.X,
-    *,
     heading: alt.TitleParams,
     encodings: Mapping[str, Any],
+    *,
     size: alt.Size | int = 60,
     band: bool = False,
     joining: bool = False,
@@ -286,11 +286,7 @@ def curves(
 
 
 def points(
-    records: Sequence[Record],
-    *,
-    heading: alt.TitleParams,
-    x: str,
-    encodings: Mapping[str, Any],
+    records: Sequence[Record], heading: alt.TitleParams, x: str, encodings: Mapping[str, Any]
 ) -> Panel:
     """Draw points without lines, and those that were `chosen` larger and with an edge."""
     right = alt.X(

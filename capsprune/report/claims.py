@@ -28,7 +28,17 @@ from dataclasses import asdict, dataclass, replace
 from statistics import fmean
 from typing import Any, Literal
 
-from capsprune.report.results import COMPARED, TRUNKS, Cell, Head, Results, Row, Spread, Trunk
+from capsprune.report.results import (
+    COMPARED,
+    TRUNKS,
+    Cell,
+    Head,
+    Results,
+    Row,
+    Spread,
+    Trunk,
+    grouped,
+)
 
 Verdict = Literal["holds", "holds in part", "does not hold", "undecided", "cannot be told"]
 
@@ -116,9 +126,7 @@ def claims(results: Results) -> list[Claim]:
     The rule is at the head of this module, and in `RULE` for readers.
     """
     found = []
-    groups: dict[str, list[Row]] = {}
-    for row in results.rows:
-        groups.setdefault(results.where(row), []).append(row)
+    groups = grouped(results.rows, results.where)
     for where, rows in groups.items():
         for claim in _claims_on(_Rows(rows), results.analyses):
             statement = claim.statement[0].upper() + claim.statement[1:]

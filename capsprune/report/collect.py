@@ -20,7 +20,7 @@ from capsprune.report.reading import (
     read_object,
     read_rows,
 )
-from capsprune.report.results import Backbone, Cell, Head, Latency, Results, Row, Search
+from capsprune.report.results import Backbone, Cell, Head, Latency, Results, Row, Search, grouped
 from capsprune.run import DamagedRun, Run, read_run
 from capsprune.stages import STAGES
 from capsprune.sweep import DamagedSweep, is_sweep, read_sweep
@@ -418,10 +418,7 @@ def _rows(cells: Iterable[Cell]) -> tuple[Row, ...]:
         lambda cell: (cell.head, cell.data, cell.backbone, cell.trunk, cell.pruned),
         lambda cell: _trained(cell.values),
     )
-    groups: dict[tuple[Any, ...], list[Cell]] = {}
-    for cell in apart:
-        key = (cell.head, cell.data, cell.backbone, cell.source, cell.trunk, cell.pruned)
-        groups.setdefault(key, []).append(cell)
+    groups = grouped(apart, lambda c: (c.head, c.data, c.backbone, c.source, c.trunk, c.pruned))
     return tuple(
         Row(data, backbone, pruned, trunk, head, tuple(sorted(group, key=lambda c: c.seed)), source)
         for (head, data, backbone, source, trunk, pruned), group in sorted(groups.items())
@@ -441,10 +438,7 @@ def _told_apart(
         trained: what they must have in common too, if they were trained alike.
     """
     found = list(found)
-    groups: dict[tuple[Any, ...], list[_Sourced]] = {}
-    for item in found:
-        if not item.source:
-            groups.setdefault(configuration(item), []).append(item)
+    groups = grouped((item for item in found if not item.source), configuration)
     seeds = {
         key: len({item.seed for item in group}) == len(group)
         and len({trained(item) for item in group}) == 1

@@ -43,10 +43,7 @@ class Column:
     def spread(self, row: Row) -> Spread | None:
         """The figure over the row's seeds, in the column's unit; None if no seed has it."""
         found = row.spread(self.value) if self.value is not None else None
-        if found is None:
-            return None
-        deviation = None if found.deviation is None else found.deviation * self.scale
-        return Spread(found.mean * self.scale, deviation, found.count)
+        return None if found is None else found.times(self.scale)
 
     def number(self, row: Row) -> float | None:
         """The figure to sort by: the mean over the seeds that have it, in the column's unit."""

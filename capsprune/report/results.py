@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
+Item = TypeVar("Item")
 Trunk = Literal["frozen", "finetuned"]
 Head = Literal["capsules", "linear"]
 #: In the order of tables and legends.
@@ -59,6 +60,11 @@ class Spread:
         """Return the spread of a figure's values, of which there is one at least."""
         deviation = statistics.stdev(numbers) if len(numbers) > 1 else None
         return cls(statistics.fmean(numbers), deviation, len(numbers))
+
+    def times(self, factor: float) -> Spread:
+        """Return the spread in another unit."""
+        deviation = None if self.deviation is None else self.deviation * factor
+        return Spread(self.mean * factor, deviation, self.count)
 
 
 @dataclass(frozen=True)
@@ -152,6 +158,14 @@ class Latency:
     routing_kernel: str | None = None
     #: The sweep or run that was profiled.
     source: str = ""
+
+
+def grouped(items: Iterable[Item], by: Callable[[Item], Any]) -> dict[Any, list[Item]]:
+    """Sort items into lists by what `by` gives, in the order in which they first appear."""
+    groups: dict[Any, list[Item]] = {}
+    for item in items:
+        groups.setdefault(by(item), []).append(item)
+    return groups
 
 
 #: The amount of a distortion at which an image stays as it is, where that is not 0.
