@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from fvcore.nn import FlopCountAnalysis
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from capsprune.backbones.registry import BACKBONES, backbone, backbone_arguments, build_backbone
@@ -47,7 +48,7 @@ COLUMNS = (
 
 
 def randomise(model: nn.Module, seed: int = 0) -> None:
-    """Give norms, biases and layer scales values that tell channels apart, as training would."""
+    """Set norms, biases and layer scales to values that tell channels apart, as training would."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
@@ -70,6 +71,61 @@ def random_order(dependencies: Dependencies, seed: int) -> list[Tensor]:
     """Units of each group in random order, so that no run of neighbours is what stays."""
     generator = torch.Generator().manual_seed(seed)
     return [torch.randperm(group.channels, generator=generator) for group in dependencies.groups]
+
+
+def from_masked(
+    model: nn.Module,
+    pruned: nn.Module,
+    dependencies: Dependencies,
+    order: list[Tensor],
+    kept: NDArray[np.int64],
+    images: Tensor,
+) -> float:
+    """Return how far a pruned network is from the unpruned one with the same channels silenced.
+
+    Args:
+        model: unpruned.
+        pruned: the pruned one.
+        dependencies: the groups.
+        order: units of each group, those that stay first.
+        kept: how many stay, [G].
+        images: that both are shown.
+
+    Returns:
+        The largest difference, as a part of the largest output.
+
+    Raises:
+        CapspruneError: if silencing changes nothing.
+    """
+    masks = [torch.zeros(group.channels, dtype=torch.bool) for group in dependencies.groups]
+    for mask, ranking, count in zip(masks, order, kept, strict=True):
+        mask[ranking[: int(count)]] = True
+    with torch.no_grad(), masked(model, dependencies, masks):
+        expected = model(images)
+    with torch.no_grad():
+        actual, unmasked = pruned(images), model(images)
+    if not (expected - unmasked).abs().max() > 1e-3 * unmasked.abs().max():
+        raise CapspruneError("Masking changes nothing in this network, so it shows nothing.")
+    return float((actual - expected).abs().max() / expected.abs().max())
+
+
+def with_capsules(name: str, pruned: nn.Module, images: Tensor) -> tuple[int, float]:
+    """Return how many capsules a pruned backbone gets, and how far its ONNX file is from it."""
+    trunk = trunk_of(name, pruned)
+    channels, feature_size = trunk_output(trunk, images.shape[-1])
+    network = CapsuleNetwork(
+        trunk, channels=channels, feature_size=feature_size, classes=CLASSES
+    ).eval()
+    with tempfile.TemporaryDirectory() as folder:
+        report = export_onnx(
+            network,
+            Path(folder) / "model.onnx",
+            image_size=images.shape[-1],
+            class_names=[str(i) for i in range(CLASSES)],
+            images=images,
+            metadata={},
+        ).to_dict()
+    return network.primary_caps.capsules, float(report["max_abs_difference"])
 
 
 def verify(name: str, size: int) -> dict[str, str]:
@@ -103,32 +159,8 @@ def verify(name: str, size: int) -> dict[str, str]:
         exact &= int(cost.macs(kept)) == fvcore_macs(pruned, size)
         exact &= int(cost.macs(kept)) == sum(count_macs(pruned, size).values())
         exact &= int(cost.parameters(kept)) == count_parameters(pruned)
-        masks = [torch.zeros(group.channels, dtype=torch.bool) for group in dependencies.groups]
-        for mask, ranking, count in zip(masks, order, kept, strict=True):
-            mask[ranking[: int(count)]] = True
-        with torch.no_grad(), masked(model, dependencies, masks):
-            expected = model(images)
-        with torch.no_grad():
-            actual = pruned(images)
-            unmasked = model(images)
-        if not (expected - unmasked).abs().max() > 1e-3 * unmasked.abs().max():
-            raise CapspruneError(f"Masking changes nothing in {name}, so it shows nothing.")
-        difference = max(difference, float((actual - expected).abs().max() / expected.abs().max()))
-
-    trunk = trunk_of(name, pruned)
-    channels, feature_size = trunk_output(trunk, size)
-    network = CapsuleNetwork(
-        trunk, channels=channels, feature_size=feature_size, classes=CLASSES
-    ).eval()
-    with tempfile.TemporaryDirectory() as folder:
-        report = export_onnx(
-            network,
-            Path(folder) / "model.onnx",
-            image_size=size,
-            class_names=[str(i) for i in range(CLASSES)],
-            images=images,
-            metadata={},
-        ).to_dict()
+        difference = max(difference, from_masked(model, pruned, dependencies, order, kept, images))
+    capsules, from_pytorch = with_capsules(name, pruned, images)
     return {
         "backbone": name,
         "groups": str(len(dependencies.groups)),
@@ -136,8 +168,8 @@ def verify(name: str, size: int) -> dict[str, str]:
         "FLOPs at 50 %": ", ".join(f"{100 * ratio:.1f}" for ratio in ratios) + " %",
         "cost = fvcore": "exact" if exact else "NO",
         "pruned against masked": f"{difference:.0e}",
-        "primary capsules": str(network.primary_caps.capsules),
-        "ONNX against PyTorch": f"{report['max_abs_difference']:.0e}",
+        "primary capsules": str(capsules),
+        "ONNX against PyTorch": f"{from_pytorch:.0e}",
     }
 
 

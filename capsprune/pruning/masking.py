@@ -64,7 +64,7 @@ def masked(
 def _silence(
     layer: PrunableLayer, stays: Tensor
 ) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
-    """Make a forward hook that gives the layer's output without some of its channels."""
+    """Return a forward hook that gives the layer's output without some of its channels."""
 
     def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         return layer.silence(inputs[0], output, _shaped(stays, output, layer.channel_dim(output)))

@@ -32,7 +32,7 @@ class Strategy:
     criterion: str = "l1"
 
     def array(self, dependencies: Dependencies) -> NDArray[np.float64]:
-        """Give the fractions in the order of the groups, [G].
+        """Return the fractions in the order of the groups, [G].
 
         Raises:
             StrategyError: if the strategy does not name exactly the groups of the network.
@@ -61,7 +61,7 @@ class Strategy:
 
     @classmethod
     def keeping_all(cls, model: str, dependencies: Dependencies) -> Strategy:
-        """Give the strategy that removes nothing.
+        """Return the strategy that removes nothing.
 
         Args:
             model: the backbone.
@@ -70,7 +70,7 @@ class Strategy:
         return cls(model, 1.0, dict.fromkeys(dependencies.names, 0.0))
 
     def to_dict(self) -> dict[str, object]:
-        """Give the strategy as it is written to JSON."""
+        """Return the strategy as it is written to JSON."""
         return {
             "model": self.model,
             "flops": self.flops,
@@ -86,7 +86,7 @@ def kept_channels(
     round_to: int = 1,
     widths: NDArray[np.int64] | int = 1,
 ) -> NDArray[np.int64]:
-    """Count the units kept in each group: all but `floor(fraction x units)`, at least one.
+    """Return the units kept in each group: all but `floor(fraction x units)`, at least one.
 
     Args:
         fractions: removed fractions, [..., G].

@@ -64,7 +64,7 @@ def barriers_for_shuffles(model: nn.Module) -> Iterator[dict[int, str]]:
 def _traced(
     unit: InvertedResidual, splits: list[nn.Conv2d], shuffle: nn.Conv2d
 ) -> Callable[[Tensor], Tensor]:
-    """A unit's forward pass with barriers instead of splitting and shuffling."""
+    """Return a unit's forward pass with barriers instead of splitting and shuffling."""
 
     def forward(x: Tensor) -> Tensor:
         left, right = (split(x) for split in splits) if splits else (x, x)

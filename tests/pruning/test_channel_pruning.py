@@ -22,11 +22,10 @@ def pruned_by(prunable, kept):
     )
 
 
-def smallest_filters(model, leader, count):
+def smallest_filters(model, root, count):
     """The channels with the smallest L1 norms, told from the weights themselves."""
     norms = [
-        float(filter_.abs().double().sum())
-        for filter_ in model.get_submodule(leader).weight.detach()
+        float(filter_.abs().double().sum()) for filter_ in model.get_submodule(root).weight.detach()
     ]
     return sorted(range(len(norms)), key=norms.__getitem__)[:count]
 

@@ -34,7 +34,7 @@ def test_every_channel_is_ranked_once_and_nothing_changes(tiny, name):
 
 
 @pytest.mark.parametrize(("name", "order"), [("l1", 1), ("l2", 2)])
-def test_norms_are_those_of_the_leaders_filters(tiny, name, order):
+def test_norms_are_those_of_the_root_layers_filters(tiny, name, order):
     for group, score in zip(tiny.dependencies.groups, scores(name, tiny), strict=True):
         weight = tiny.model.get_submodule(group.name).weight.detach().double()
         expected = torch.linalg.vector_norm(weight.flatten(1), ord=order, dim=1)

@@ -48,7 +48,7 @@ ALL = [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
 
 
 def distinct(model):
-    """Give norms, biases and layer scales values that tell their channels apart."""
+    """Set norms, biases and layer scales to values that tell their channels apart."""
     generator = torch.Generator().manual_seed(5)
     layers = prunable_layers(model)
     scales = {name for name, layer in layers.items() if isinstance(layer, ChannelParameter)}
