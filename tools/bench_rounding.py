@@ -25,7 +25,8 @@ from capsprune.export.ort import onnxruntime
 from capsprune.pipeline.prunable import Prunable
 from capsprune.pruning.channels import prune_channels
 from capsprune.pruning.criteria import l1_ranking
-from capsprune.pruning.space import SearchSpace
+from capsprune.pruning.drawing import propose
+from capsprune.pruning.target import Target
 from capsprune.runtime.sessions import session
 
 CLASSES = 10
@@ -60,9 +61,9 @@ def main() -> None:
         files = {("unpruned", 0): _export(network.model, Path(folder) / "unpruned.onnx", size)}
         for round_to in options.round_to:
             name = f"multiples of {round_to}" if round_to > 1 else "any count"
-            space = SearchSpace.around(network.cost, options.flops, round_to=round_to)
+            space = Target(flops=options.flops).search_space(network.cost, round_to=round_to)
             for seed in range(options.strategies):
-                kept = space.kept(space.propose(np.random.default_rng(seed)))
+                kept = space.kept(propose(space, np.random.default_rng(seed)))
                 ratios.setdefault(name, []).append(float(network.cost.flops_ratio(kept)))
                 pruned = prune_channels(network.model, network.dependencies, rankings, kept)
                 file = Path(folder) / f"{round_to}-{seed}.onnx"

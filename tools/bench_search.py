@@ -42,12 +42,13 @@ from capsprune.pruning.adaptive_bn import recalibrate
 from capsprune.pruning.channels import prune_channels
 from capsprune.pruning.cost import CostModel, count_macs
 from capsprune.pruning.criteria import l1_ranking
+from capsprune.pruning.drawing import propose
 from capsprune.pruning.evaluation import Evaluator
 from capsprune.pruning.groups import find_groups
 from capsprune.pruning.names import SAMPLERS
 from capsprune.pruning.search import SearchResult, SearchSettings, search
-from capsprune.pruning.space import SearchSpace
 from capsprune.pruning.study import Study
+from capsprune.pruning.target import Target
 from capsprune.report.charts import theme
 from capsprune.schedule import Schedule
 from capsprune.training.device import make_fabric
@@ -102,7 +103,7 @@ class Bench:
             self.baseline, classifier=backbone(MODEL).classifier, image_size=SIZE
         )
         self.cost = CostModel.build(self.baseline, self.dependencies, SIZE)
-        self.space = SearchSpace.around(self.cost, FLOPS)
+        self.space = Target(flops=FLOPS).search_space(self.cost)
         self.rankings = l1_ranking(self.baseline, self.dependencies)
 
     def kept_network(self, kept: NDArray[np.int64]) -> nn.Module:
@@ -291,7 +292,7 @@ def run_method(bench: Bench, make: Method) -> dict[str, Any]:
 
 def run_subnet(bench: Bench, index: int) -> dict[str, Any]:
     """Score one random sub-net as a search would with stale and with new statistics; fine-tune."""
-    fractions = bench.space.propose(np.random.default_rng((SEED, index)))
+    fractions = propose(bench.space, np.random.default_rng((SEED, index)))
     network = bench.kept_network(bench.space.kept(fractions))
     stale = evaluate(network, bench.scoring, CROSS_ENTROPY)
     recalibrate(network, bench.calibration)

@@ -29,9 +29,10 @@ from capsprune.errors import CapspruneError
 from capsprune.export import export_onnx
 from capsprune.pruning.channels import prune_channels
 from capsprune.pruning.cost import CostModel, count_macs, count_parameters
+from capsprune.pruning.drawing import propose
 from capsprune.pruning.groups import Dependencies, find_groups
 from capsprune.pruning.masking import masked
-from capsprune.pruning.space import SearchSpace
+from capsprune.pruning.target import Target
 
 CLASSES = 10
 STRATEGIES = 3
@@ -147,12 +148,12 @@ def verify(name: str, size: int) -> dict[str, str]:
     randomise(model)
     dependencies = find_groups(model, classifier=backbone(name).classifier, image_size=size)
     cost = CostModel.build(model, dependencies, size)
-    space = SearchSpace.around(cost, 0.5)
+    space = Target(flops=0.5).search_space(cost)
     images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(1))
 
     exact, difference, ratios = True, 0.0, []
     for seed in range(STRATEGIES):
-        kept = space.kept(space.propose(np.random.default_rng(seed)))
+        kept = space.kept(propose(space, np.random.default_rng(seed)))
         ratios.append(float(cost.flops_ratio(kept)))
         order = random_order(dependencies, seed)
         pruned = prune_channels(model, dependencies, order, kept)

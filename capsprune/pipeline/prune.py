@@ -22,6 +22,7 @@ from capsprune.pipeline.searching import (
     check_reach,
     check_storage,
     find_strategy,
+    find_target,
     load_batches,
     search_space,
     write_measured_flops,
@@ -33,8 +34,8 @@ from capsprune.pruning.adaptive_bn import recalibrate
 from capsprune.pruning.channels import layer_channels, prune_channels
 from capsprune.pruning.criteria import rank_channels, takes_images
 from capsprune.pruning.groups import Dependencies
-from capsprune.pruning.space import SearchSpace
 from capsprune.pruning.strategy import Strategy, read_strategy
+from capsprune.pruning.target import Target
 from capsprune.run import StageRecord
 
 
@@ -67,11 +68,12 @@ def prune(options: PruneOptions, session: Session) -> StageRecord:
     unpruned = Prunable.of(described.model, load_checkpoint(run.path("baseline")).network, size)
     model, dependencies = unpruned.model, unpruned.dependencies
     strategy, criterion = _given_strategy(options, described.model, dependencies)
-    space: SearchSpace | None = None
+    target, space = Target.of(options), None
     if strategy is not None:
         strategy.kept(dependencies)  # raises if it does not fit
     else:
-        space = search_space(options, session, unpruned)
+        target = find_target(options, session, unpruned)
+        space = search_space(options, target, unpruned)
     splits = session.data_of(
         run.path("baseline"),
         described,
@@ -84,7 +86,7 @@ def prune(options: PruneOptions, session: Session) -> StageRecord:
     check_storage(options)
     work = stage.begin(splits)
     if space is not None:
-        write_measured_flops(work, options, space)
+        write_measured_flops(work, target)
     schedule = (
         data_set(described.data.name)
         .schedules["finetune"]
@@ -202,7 +204,7 @@ def _given_strategy(
     options: PruneOptions, name: str, dependencies: Dependencies
 ) -> tuple[Strategy | None, str]:
     """Give the strategy that needs no search, if there is one, and how channels are ranked."""
-    if options.flops == 1:
+    if Target.of(options).removes_nothing:
         return Strategy.keeping_all(name, dependencies), options.criterion or "l1"
     if options.strategy is None:
         return None, options.criterion or "l1"

@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -30,16 +30,16 @@ from capsprune.pruning.cost import owned_positions
 from capsprune.pruning.criteria import l1_ranking
 from capsprune.pruning.evaluation import Evaluator, LatencyLimit
 from capsprune.pruning.layers import prunable_layers
+from capsprune.pruning.limits import Bottleneck
 from capsprune.pruning.search import SearchResult, SearchSettings, search
-from capsprune.pruning.space import Bottleneck, SearchSpace
+from capsprune.pruning.space import SearchSpace
 from capsprune.pruning.study import Study
+from capsprune.pruning.target import LARGEST_MAX_RATE, Target
 
 #: Held-out training images that score a candidate, at most.
 _SCORING_IMAGES = 2000
 #: From so many candidates on, successive halving is the default, with this reduction factor.
 _MANY, _REDUCTION_FACTOR = 100, 4
-#: What remains of the FLOPs where no size is given.
-_DEFAULT_FLOPS = 0.5
 #: Steps of the search for the FLOPs that a latency allows: it is found to within 1 %.
 _LATENCY_STEPS = 6
 _MEASURED = "latency.json"
@@ -77,59 +77,51 @@ def check_options(options: PruneOptions) -> PruneOptions:
             "--latency is measured while nothing else computes, so one candidate at a time; give "
             "--workers 1."
         )
-    sizes = (options.flops, options.params, options.primary_caps, options.latency)
+    target = Target.of(options)
     if options.strategy is not None:
-        if any(size is not None for size in sizes):
-            raise StrategyError(
-                "--strategy has its size already; leave out --flops, --params, --primary-caps and "
-                "--latency, or --strategy."
-            )
+        target.refuse_any("--strategy has its size already", "--strategy")
         return options
-    if options.flops == 1 and any(size is not None for size in sizes[1:]):
-        raise StrategyError(
-            "--flops 1 removes nothing; leave out --params, --primary-caps and --latency, or "
-            "--flops."
-        )
+    target = target.complete()
     if options.sampler == "eagleeye" and options.primary_caps is not None:
         raise StrategyError(
-            "Blind draws as good as never have a given number of primary capsules; give --sampler "
-            "random with --primary-caps."
+            "Rejection sampling as good as never finds a given number of primary capsules; give "
+            "--sampler random with --primary-caps."
         )
     factor = options.reduction_factor
     if factor is None:
         factor = _REDUCTION_FACTOR if options.candidates >= _MANY else 1
-    flops = _DEFAULT_FLOPS if all(size is None for size in sizes) else options.flops
-    return options.model_copy(update={"flops": flops, "reduction_factor": factor})
+    return options.model_copy(update={**target.given, "reduction_factor": factor})
 
 
-def search_space(options: PruneOptions, session: Session, network: Prunable) -> SearchSpace:
-    """Make the space of strategies that have the size asked for.
+def find_target(options: PruneOptions, session: Session, network: Prunable) -> Target:
+    """Return the sizes that a search is to meet, those included that must be measured.
 
     Where a latency is the only size, the FLOPs that it allows are measured on strategies that
     remove the same fraction of every group.
 
     Raises:
+        StrategyError: if the latency is out of reach.
+    """
+    target = Target.of(options)
+    if target.latency is None:
+        return target
+    fastest = _check_latency(options, session, network)
+    if target.is_computed:
+        return target
+    flops = read_measured_flops(session.run.work("pruned"), options)
+    return replace(target, flops=flops or _flops_within(options, session, network, fastest))
+
+
+def search_space(options: PruneOptions, target: Target, network: Prunable) -> SearchSpace:
+    """Return the space of the strategies that have the sizes asked for.
+
+    Raises:
         StrategyError: if the target is out of reach.
     """
     bottleneck = None
-    if options.primary_caps is not None:
+    if target.primary_caps is not None:
         bottleneck = bottleneck_of(network, options.d1)
-    flops = options.flops
-    if options.latency is not None:
-        fastest = _check_latency(options, session, network)
-        if options.params is None and flops is None and options.primary_caps is None:
-            flops = read_measured_flops(session.run.work("pruned"), options) or _flops_within(
-                options, session, network, fastest
-            )
-    return SearchSpace.around(
-        network.cost,
-        flops,
-        options.max_rate,
-        options.round_to,
-        params=options.params,
-        primary_caps=options.primary_caps,
-        bottleneck=bottleneck,
-    )
+    return target.search_space(network.cost, options.max_rate, options.round_to, bottleneck)
 
 
 def check_reach(options: PruneOptions, session: Session, network: Prunable) -> None:
@@ -138,10 +130,10 @@ def check_reach(options: PruneOptions, session: Session, network: Prunable) -> N
     Raises:
         StrategyError: if the target is out of reach.
     """
-    computed = options.model_copy(update={"latency": None})
-    if any(size is not None for size in (options.flops, options.params, options.primary_caps)):
-        search_space(computed, session, network)
-    if options.latency is not None:
+    target = Target.of(options)
+    if target.is_computed:
+        search_space(options, target, network)
+    if target.latency is not None:
         _check_latency(options, session, network)
 
 
@@ -155,10 +147,10 @@ def check_storage(options: PruneOptions) -> None:
         Study(options.storage).close()
 
 
-def write_measured_flops(work: Path, options: PruneOptions, space: SearchSpace) -> None:
+def write_measured_flops(work: Path, target: Target) -> None:
     """Note which FLOPs a latency allows: a search that goes on would measure something else."""
-    if options.latency is not None:
-        noted = {"latency": options.latency, "flops": space.flops}
+    if target.latency is not None:
+        noted = {"latency": target.latency, "flops": target.flops}
         write_text(work / _MEASURED, json.dumps(noted))
 
 
@@ -340,7 +332,9 @@ def _check_latency(options: PruneOptions, session: Session, network: Prunable) -
         StrategyError: if even that network is too slow.
     """
     assert options.latency is not None
-    space = SearchSpace.around(network.cost, None, options.max_rate or 0.95, options.round_to)
+    space = Target().search_space(
+        network.cost, options.max_rate or LARGEST_MAX_RATE, options.round_to
+    )
     fastest = _uniform_latency(network, space, space.max_rate)
     if fastest > options.latency:
         raise StrategyError(
@@ -361,7 +355,7 @@ def _flops_within(
     """
     limit_ms = options.latency
     assert limit_ms is not None
-    space = SearchSpace(network.cost, None, max_rate, options.round_to)
+    space = SearchSpace(network.cost, max_rate, round_to=options.round_to)
     low, high = 0.0, max_rate
     for _ in range(_LATENCY_STEPS):
         middle = (low + high) / 2

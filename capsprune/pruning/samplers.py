@@ -1,11 +1,11 @@
 """Samplers: each proposes strategies on the target, and some learn from the scores.
 
 `random` and `eagleeye` know nothing of what came before. The others are Optuna's. They propose
-anywhere in [0, max_rate]^G; the proposal is projected onto the target (`SearchSpace.project`), and
-what they learn from is the strategy that was really scored, not the one that they proposed: an
-estimator of densities (TPE) or a covariance (CMA-ES) would otherwise be fitted to points that were
-never looked at. CMA-ES calls this the injection of solutions; it holds as long as the projection is
-a small step, which it becomes once its mean lies near the target.
+anywhere in [0, max_rate]^G; the proposal is projected onto the target (`project`), and what they
+learn from is the strategy that was really scored, not the one that they proposed: an estimator of
+densities (TPE) or a covariance (CMA-ES) would otherwise be fitted to points that were never looked
+at. CMA-ES calls this the injection of solutions; it holds as long as the projection is a small
+step, which it becomes once its mean lies near the target.
 
 Every proposal follows from the seed, the candidate's number, and the candidates that are finished,
 in the order in which they finished. Nothing else is remembered: a search that goes on shows its
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 
+from capsprune.pruning.drawing import project, propose, reject
 from capsprune.pruning.names import SAMPLERS, SamplerMaker
 from capsprune.pruning.space import Fractions, SearchSpace
 
@@ -58,7 +59,7 @@ class RejectionSampler:
 
     def propose(self, index: int) -> Fractions:
         """Draw by rejection; raises StrategyError if that does not lead to the target."""
-        return self._space.reject(np.random.default_rng((self._seed, index)))
+        return reject(self._space, np.random.default_rng((self._seed, index)))
 
     def observe(self, index: int, fractions: Fractions, objective: float) -> None:
         """Learn nothing."""
@@ -69,7 +70,7 @@ class RandomSampler(RejectionSampler):
 
     def propose(self, index: int) -> Fractions:
         """Draw from the space."""
-        return self._space.propose(np.random.default_rng((self._seed, index)))
+        return propose(self._space, np.random.default_rng((self._seed, index)))
 
 
 class OptunaSampler(ABC):
@@ -104,7 +105,7 @@ class OptunaSampler(ABC):
         """Ask Optuna, and move what it says onto the target."""
         trial = self._ask(index)
         drawn = np.array([trial.params[name] for name in self._ranges])
-        return self._space.project(drawn, np.random.default_rng((self._seed, index)))
+        return project(self._space, drawn, np.random.default_rng((self._seed, index)))
 
     def observe(self, index: int, fractions: Fractions, objective: float) -> None:
         """Put what was scored in the place of what was proposed."""

@@ -8,7 +8,6 @@ from capsprune.options import PruneOptions
 from capsprune.pipeline import searching
 from capsprune.pipeline.prunable import Prunable
 from capsprune.pipeline.session import Session
-from capsprune.pruning.space import SearchSpace
 from capsprune.run import open_run
 
 
@@ -29,8 +28,8 @@ def test_the_flops_that_a_latency_allows_are_of_networks_rounded_as_asked(
     monkeypatch.setattr(searching, "_latency", channels)
     options = PruneOptions(model="mobilenet_v1", latency=5000, round_to=round_to)
     with open_run(tmp_path, "default", create=True) as run:
-        space = searching.search_space(options, Session(run), network)
-    assert isinstance(space, SearchSpace) and 0 < space.flops < 1
+        target = searching.find_target(options, Session(run), network)
+    assert target.flops is not None and 0 < target.flops < 1
     assert len(measured) > 3
     assert all(count % round_to == 0 for found in measured for count in found)
     fine = all(count % 2 == 0 for found in measured for count in found)

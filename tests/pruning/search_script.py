@@ -17,8 +17,8 @@ from prunables import tiny_prunable
 
 import capsprune.pruning.evaluation as evaluation
 from capsprune.pruning.search import SearchSettings, search
-from capsprune.pruning.space import SearchSpace
 from capsprune.pruning.study import Study
+from capsprune.pruning.target import Target
 from capsprune.training.objective import CROSS_ENTROPY
 
 
@@ -48,7 +48,7 @@ def main() -> None:
                 [(tiny.images(32, 3), torch.arange(32) % 4)],
                 CROSS_ENTROPY,
             ),
-            SearchSpace.around(tiny.cost, 0.5),
+            Target(flops=0.5).search_space(tiny.cost),
             SearchSettings(int(candidates), 0, sampler, int(factor)),
             study=study,
             on_candidate=lambda c, done, total: print(f"- {c.rung} {c.index}", flush=True),

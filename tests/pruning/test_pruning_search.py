@@ -17,8 +17,8 @@ from capsprune.pruning.criteria import rank_channels
 from capsprune.pruning.evaluation import Evaluator, LatencyLimit, Task
 from capsprune.pruning.names import SAMPLERS
 from capsprune.pruning.search import Plan, SearchSettings, plan_rungs, search
-from capsprune.pruning.space import SearchSpace
 from capsprune.pruning.study import Study
+from capsprune.pruning.target import Target
 from capsprune.pruning.workers import ProcessWorkers
 from capsprune.training.objective import CROSS_ENTROPY
 
@@ -55,7 +55,7 @@ def searched(tiny, path=None, candidates=5, seed=0, batches=2, **given):
     def run(study):
         return search(
             evaluator(tiny, batches, **changed),
-            SearchSpace.around(tiny.cost, 0.5),
+            Target(flops=0.5).search_space(tiny.cost),
             SearchSettings(candidates, seed, **settings),
             study=study,
             **given,
@@ -92,7 +92,7 @@ def test_the_same_seed_finds_the_same(tiny, tmp_path, sampler):
 
 
 def test_a_candidate_says_what_it_is(tiny):
-    space = SearchSpace.around(tiny.cost, 0.5)
+    space = Target(flops=0.5).search_space(tiny.cost)
     result = searched(tiny, candidates=3)
     for candidate in result.candidates:
         kept = space.kept(np.array(candidate.fractions))
@@ -335,7 +335,7 @@ def test_two_workers_find_what_one_finds(tiny, tmp_path, factor):
 
 
 def tasks(tiny, count):
-    kept = SearchSpace.around(tiny.cost, 0.5).kept(np.full(2, 0.3))
+    kept = Target(flops=0.5).search_space(tiny.cost).kept(np.full(2, 0.3))
     return [Task(index, kept, 1, 1) for index in range(count)]
 
 

@@ -4,11 +4,12 @@ import torch
 
 from capsprune.errors import CapspruneError, StrategyError
 from capsprune.options import PruneOptions, parse_options
+from capsprune.pruning.drawing import project
 from capsprune.pruning.evaluation import Evaluator
 from capsprune.pruning.names import SAMPLERS
 from capsprune.pruning.samplers import make_sampler
 from capsprune.pruning.search import SearchSettings, search
-from capsprune.pruning.space import SearchSpace
+from capsprune.pruning.target import Target
 from capsprune.training.objective import CROSS_ENTROPY
 
 LEARNING = ("tpe", "cmaes", "evolution")
@@ -16,7 +17,7 @@ LEARNING = ("tpe", "cmaes", "evolution")
 
 @pytest.fixture(scope="module")
 def space(make_prunable):
-    return SearchSpace.around(make_prunable("mobilenet_v1", 32, "meta").cost, 0.5)
+    return Target(flops=0.5).search_space(make_prunable("mobilenet_v1", 32, "meta").cost)
 
 
 def objective(fractions):
@@ -77,8 +78,8 @@ def test_samplers_learn_from_what_was_scored(space, name):
 
 
 def test_random_draws_as_eagleeye_does(space):
-    random, blind = (make_sampler(name, space, 5) for name in ("random", "eagleeye"))
-    assert all(np.array_equal(random.propose(n), blind.propose(n)) for n in range(5))
+    random, rejecting = (make_sampler(name, space, 5) for name in ("random", "eagleeye"))
+    assert all(np.array_equal(random.propose(n), rejecting.propose(n)) for n in range(5))
 
 
 def test_an_unknown_sampler_is_refused(space):
@@ -98,7 +99,7 @@ def toy():
         def propose(self, index):
             generator = np.random.default_rng((self.seed, index))
             middle = np.full(self.space.groups, self.space.max_rate / 2)
-            return self.space.project(middle, generator)
+            return project(self.space, middle, generator)
 
         def observe(self, index, fractions, objective):
             self.seen.append(index)
@@ -120,7 +121,7 @@ def test_a_sampler_from_outside_is_an_option_and_runs_a_search(toy, shared_tiny)
                 [(tiny.images(8), torch.arange(8) % 4)],
                 CROSS_ENTROPY,
             ),
-            SearchSpace.around(tiny.cost, 0.5),
+            Target(flops=0.5).search_space(tiny.cost),
             SearchSettings(3, 0, sampler),
         )
         for sampler in ("toy", toy)
