@@ -14,29 +14,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Discriminator,
-    Field,
-    Tag,
-)
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from capsprune import __version__
-from capsprune.backbones.headed import HeadedNetwork, LinearNetwork
+from capsprune.backbones.headed import HeadedNetwork
 from capsprune.backbones.registry import build_backbone
 from capsprune.backbones.trunk import trunk_of, trunk_output
 from capsprune.backbones.weights import with_versions
 from capsprune.bounds import (
     MAX_CLASSES,
     MAX_ENTRIES,
-    CapsuleSize,
     ChannelCount,
     ImageSize,
-    IterationCount,
     Name,
     Number,
     Text,
@@ -44,9 +36,10 @@ from capsprune.bounds import (
     cut,
     what_is_wrong,
 )
-from capsprune.capsules import CapsuleNetwork
+from capsprune.capsules.head import FeatureMap, HeadConfig, head_of
+from capsprune.capsules.heads import DYNAMIC, HEADS
 from capsprune.data.preprocessing import Interpolation, Preprocessing
-from capsprune.errors import CapspruneError, CheckpointError, listed
+from capsprune.errors import CapspruneError, CheckpointError, listed, unknown_name
 from capsprune.files import dump_json, make_folder, move, read_json, scratch
 from capsprune.pruning.channels import layer_channels, resize_layers
 
@@ -56,6 +49,9 @@ if TYPE_CHECKING:
 WEIGHTS = "model.safetensors"
 ARCHITECTURE = "architecture.json"
 METRICS = "metrics.jsonl"
+
+#: Tag of the dynamic head in older files.
+_CAPSULES = "capsules"
 
 
 #: What a colour channel is divided by.
@@ -93,38 +89,46 @@ class DataDescription(BaseModel):
         return Preprocessing(self.image_size, self.mean, self.std, self.interpolation)
 
 
-class CapsuleHead(BaseModel):
-    """Sizes of a capsule head that do not follow from the trunk."""
+def _read_head(head: Any) -> Any:
+    """Read a head's config by its kind; capsule heads had another tag once, and before it none.
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    kind: Literal["capsules"] = "capsules"
-    #: K: height and width of the feature map.
-    feature_size: ImageSize
-    d1: CapsuleSize
-    d2: CapsuleSize
-    iterations: IterationCount
-
-
-class LinearHead(BaseModel):
-    """One linear layer on the pooled trunk, whose sizes all follow from the trunk."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    kind: Literal["linear"] = "linear"
+    Raises:
+        ValueError: if there is no such head.
+    """
+    if head is None or isinstance(head, HeadConfig):
+        return head
+    if not isinstance(head, Mapping):
+        raise ValueError("it should be a head's kind and sizes")
+    kind = head.get("kind", _CAPSULES)
+    if not isinstance(kind, str):
+        raise ValueError("its kind should be a name")
+    kind = DYNAMIC if kind == _CAPSULES else kind
+    if kind not in HEADS:
+        raise ValueError(unknown_name("head", kind, HEADS))
+    return HEADS[kind].config.model_validate({**head, "kind": kind})
 
 
-def _kind_of_head(head: Any) -> Any:
-    """Tell the kinds of head apart; capsule heads had no tag while there was no other kind."""
-    if isinstance(head, Mapping):
-        return head.get("kind", "capsules")
-    return getattr(head, "kind", "capsules")
+#: Of any kind that is in the table.
+StoredHead = Annotated[SerializeAsAny[HeadConfig], BeforeValidator(_read_head)]
 
 
-Head = Annotated[
-    Annotated[CapsuleHead, Tag("capsules")] | Annotated[LinearHead, Tag("linear")],
-    Discriminator(_kind_of_head),
-]
+@dataclass(frozen=True)
+class Blueprint:
+    """What a network was made from: an unpruned backbone, and what it expects to see."""
+
+    #: Name of the backbone.
+    model: str
+    #: Arguments of its factory beside the number of classes.
+    arguments: Mapping[str, int]
+    data: DataDescription
+
+    def build(self) -> nn.Module:
+        """Build the backbone, unpruned and untrained.
+
+        Raises:
+            ModelError: if there is no such backbone, or it does not take the arguments.
+        """
+        return build_backbone(self.model, len(self.data.class_names), **self.arguments)
 
 
 class Architecture(BaseModel):
@@ -147,12 +151,17 @@ class Architecture(BaseModel):
         Field(max_length=MAX_ENTRIES),
     ]
     #: What was put in place of the backbone's own pooling and classifier.
-    head: Head | None
+    head: StoredHead | None
     #: Digest of the split by which it was trained, which lies beside it; None where it is not
     #: known, as in older checkpoints.
     split: str | None = None
     #: What was measured when it was made.
     metrics: dict[str, Any]
+
+    @property
+    def blueprint(self) -> Blueprint:
+        """What the network was made from."""
+        return Blueprint(self.model, self.arguments, self.data)
 
 
 @dataclass(frozen=True)
@@ -163,11 +172,6 @@ class Checkpoint:
     architecture: Architecture
 
     @property
-    def capsules(self) -> CapsuleNetwork | None:
-        """The network, if it is a capsule network."""
-        return self.network if isinstance(self.network, CapsuleNetwork) else None
-
-    @property
     def trunk(self) -> nn.Module:
         """The network without pooling and classifier, or without its head."""
         if isinstance(self.network, HeadedNetwork):
@@ -176,58 +180,26 @@ class Checkpoint:
 
 
 def describe(
-    network: nn.Module,
-    *,
-    model: str,
-    arguments: Mapping[str, int],
-    data: DataDescription,
-    parent: str | None,
-    metrics: Mapping[str, Any],
+    network: nn.Module, blueprint: Blueprint, *, parent: str | None, metrics: Mapping[str, Any]
 ) -> Architecture:
     """Describe a network so that it can be rebuilt.
 
     Args:
-        network: a backbone, a `CapsuleNetwork` or a `LinearNetwork`, of any pruned shape.
-        model: the backbone's name.
-        arguments: of its factory.
-        data: what it expects to see.
+        network: a backbone, or a network with a head, of any pruned shape.
+        blueprint: what it was made from.
         parent: id of the checkpoint that it was made from.
         metrics: what was measured.
     """
-    head: CapsuleHead | LinearHead | None = None
-    if isinstance(network, LinearNetwork):
-        head = LinearHead()
-    elif isinstance(network, CapsuleNetwork):
-        head = CapsuleHead(
-            feature_size=network.primary_caps.conv.kernel_size[0],
-            d1=network.primary_caps.d1,
-            d2=network.output_caps.weight.shape[3],
-            iterations=network.output_caps.iterations,
-        )
     return Architecture(
         id=uuid.uuid4().hex,
         parent=parent,
         capsprune=__version__,
-        model=model,
-        arguments=dict(arguments),
-        data=data,
+        model=blueprint.model,
+        arguments=dict(blueprint.arguments),
+        data=blueprint.data,
         channels=layer_channels(network.trunk if isinstance(network, HeadedNetwork) else network),
-        head=head,
+        head=head_of(network).describe(network),
         metrics=dict(metrics),
-    )
-
-
-def describe_like(
-    network: nn.Module, like: Architecture, *, parent: str | None, metrics: Mapping[str, Any]
-) -> Architecture:
-    """Describe a network with the backbone and the data of another; arguments as for `describe`."""
-    return describe(
-        network,
-        model=like.model,
-        arguments=like.arguments,
-        data=like.data,
-        parent=parent,
-        metrics=metrics,
     )
 
 
@@ -324,8 +296,7 @@ def load_checkpoint(directory: Path) -> Checkpoint:
     with _readable(directory / WEIGHTS):
         state = load_file(directory / WEIGHTS)
     try:
-        network = _build(architecture, state)
-        _check_fit(network, architecture)
+        network = _build(architecture)
     # A description that was tampered with fails wherever it does not fit.
     except (CapspruneError, ValueError, TypeError, KeyError, RuntimeError) as error:
         raise CheckpointError(
@@ -345,51 +316,37 @@ def load_checkpoint(directory: Path) -> Checkpoint:
     return Checkpoint(network.eval(), architecture)
 
 
-def _build(architecture: Architecture, state: Mapping[str, Tensor]) -> nn.Module:
-    """Build a network without values: the file's tensors will take their places."""
-    classes = len(architecture.data.class_names)
-    with torch.device("meta"):
-        network: nn.Module = build_backbone(architecture.model, classes, **architecture.arguments)
-        if architecture.head is None:
-            resize_layers(network, architecture.channels)
-            return network
-        trunk = trunk_of(architecture.model, network)
-        resize_layers(trunk, architecture.channels)
-        if isinstance(architecture.head, LinearHead):
-            channels = _second_size(state, "classifier.weight", 2, "linear layer")
-            return LinearNetwork(trunk, channels=channels, classes=classes)
-        return CapsuleNetwork(
-            trunk,
-            channels=_second_size(state, "primary_caps.conv.weight", 4, "capsule layers"),
-            classes=classes,
-            **architecture.head.model_dump(exclude={"kind"}),
-        )
+@torch.no_grad()
+def _build(architecture: Architecture) -> nn.Module:
+    """Build a network without values: the file's tensors will take their places.
 
-
-def _check_fit(network: nn.Module, architecture: Architecture) -> None:
-    """Let a network without values see an image without values: what does not fit fails here.
+    It is shown an image without values: what does not fit fails here.
 
     Raises:
-        CheckpointError: if the head is for another trunk, or for images of another size.
-        ModelError, RuntimeError: if the layers do not fit each other, or nothing is left of images
-            of this size.
+        ModelError, RuntimeError: if layers do not fit each other, or nothing is left of images of
+            this size.
     """
-    size, head = architecture.data.image_size, architecture.head
-    network.eval()
-    if not isinstance(network, HeadedNetwork):
-        network.to("meta")(torch.empty(1, 3, size, size, device="meta"))
-        return
-    channels, feature_size = trunk_output(network.trunk.to("meta"), size)
-    expected = channels, feature_size
-    if isinstance(network, CapsuleNetwork) and isinstance(head, CapsuleHead):
-        expected = network.primary_caps.conv.in_channels, head.feature_size
-    elif isinstance(network, LinearNetwork):
-        expected = network.classifier.in_features, feature_size
-    if (channels, feature_size) != expected:
-        raise CheckpointError(
-            f"the trunk gives {channels} channels of {feature_size} x {feature_size} to a head for "
-            f"{expected[0]} of {expected[1]} x {expected[1]}"
-        )
+    size = architecture.data.image_size
+    with torch.device("meta"):
+        network = architecture.blueprint.build()
+        if architecture.head is None:
+            resize_layers(network, architecture.channels)
+        else:
+            trunk = trunk_of(architecture.model, network)
+            resize_layers(trunk, architecture.channels)
+            network = build_headed(trunk, architecture.head, architecture.data)
+        network.eval()(torch.empty(1, 3, size, size))
+        return network
+
+
+def build_headed(trunk: nn.Module, head: HeadConfig, data: DataDescription) -> HeadedNetwork:
+    """Put a new head on a trunk.
+
+    Raises:
+        ModelError: if it does not fit the trunk, or nothing is left of images of this size.
+    """
+    features = FeatureMap(*trunk_output(trunk, data.image_size))
+    return HEADS[head.kind].build(trunk, features, len(data.class_names), head)
 
 
 def _as_built(state: Mapping[str, Tensor], network: nn.Module, source: Path) -> dict[str, Tensor]:
@@ -421,11 +378,3 @@ def _as_built(state: Mapping[str, Tensor], network: nn.Module, source: Path) -> 
 
 def _kind(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def _second_size(state: Mapping[str, Tensor], key: str, dimensions: int, layers: str) -> int:
-    """Read off a weight how many channels the trunk gives to the head."""
-    weight = state.get(key)
-    if weight is None or weight.dim() != dimensions:
-        raise CheckpointError(f"{WEIGHTS} lacks its {layers}")
-    return weight.shape[1]

@@ -5,14 +5,15 @@ from __future__ import annotations
 from typing import Any, TypeVar
 
 import torch
+from torch import nn
 
 from capsprune.backbones.registry import backbone, backbone_arguments, build_backbone
 from capsprune.backbones.trunk import trunk_of, trunk_output
-from capsprune.capsules import CapsuleNetwork
-from capsprune.capsules.cost import primary_macs, routing_macs
+from capsprune.capsules.head import OWN_CLASSIFIER, FeatureMap, head_of
+from capsprune.capsules.heads import DYNAMIC, HEADS
 from capsprune.checkpoint import Checkpoint, load_checkpoint
 from capsprune.errors import RunError
-from capsprune.options import DEFAULT_D1, DEFAULT_D2, DEFAULT_ITERATIONS, InspectOptions
+from capsprune.options import InspectOptions
 from capsprune.pruning.channels import prune_channels
 from capsprune.pruning.cost import count_macs, count_parameters
 from capsprune.pruning.criteria import l1_ranking
@@ -28,16 +29,15 @@ _PASSES_FROZEN = 2
 
 
 def inspect_model(options: InspectOptions) -> dict[str, Any]:
-    """Compute what a backbone, pruned by a strategy, and a capsule head on it cost.
+    """Compute what a backbone, pruned by a strategy, and a head on it cost.
 
     Args:
         options: with a model, or a strategy, which names its own.
 
     Returns:
         `backbone_macs` and `backbone_macs_unpruned` (with the linear classifier), `flops_ratio`,
-        `bottleneck_channels` (S), `feature_size` (K), `primary_capsules` (I), `trunk_macs`,
-        `head_macs`, `forward_macs` (trunk and capsule head), `training_flops` (as the paper
-        counts), `parameters` (of the capsule network), `groups`.
+        `groups`, and `network_costs` of the trunk with the head: of capsules also
+        `bottleneck_channels` (S), `feature_size` (K), `primary_capsules` (I).
 
     Raises:
         CapspruneError: if the model, the strategy or the image size cannot be used, or the trunk
@@ -64,18 +64,14 @@ def inspect_model(options: InspectOptions) -> dict[str, Any]:
         }
         model = prune_channels(model, dependencies, l1_ranking(model, dependencies), kept)
     macs = sum(count_macs(model, size).values())
-    trunk = trunk_of(name, model)
-    channels, feature_size = trunk_output(trunk, size)
-    with torch.device("meta"):  # a head of these sizes is only counted, never used
-        network = CapsuleNetwork(
-            trunk,
-            channels=channels,
-            feature_size=feature_size,
-            classes=classes,
-            d1=_or(options.d1, DEFAULT_D1),
-            d2=_or(options.d2, DEFAULT_D2),
-            iterations=_or(options.iterations, DEFAULT_ITERATIONS),
-        )
+    kind = _or(options.head, DYNAMIC)
+    given = {"d1": options.d1, "d2": options.d2, "iterations": options.iterations}
+    with torch.device("meta"):  # what is only counted needs no values
+        trunk = trunk_of(name, model).to("meta")
+        features = FeatureMap(*trunk_output(trunk, size))
+        head = HEADS[kind]
+        network = head.build(trunk, features, classes, head.configure(kind, features, given))
+    costs = network_costs(network, trunk, size, frozen=_or(options.freeze, False))
     return {
         "model": name,
         "image_size": size,
@@ -83,7 +79,7 @@ def inspect_model(options: InspectOptions) -> dict[str, Any]:
         "backbone_macs": macs,
         "backbone_macs_unpruned": unpruned_macs,
         "flops_ratio": macs / unpruned_macs,
-        **_capsule_costs(network, size, _or(options.freeze, False)),
+        **costs,
         "groups": groups,
     }
 
@@ -128,43 +124,47 @@ def _or(value: T | None, default: T) -> T:
 
 
 def checkpoint_costs(checkpoint: Checkpoint, frozen: bool = False) -> dict[str, Any]:
-    """Compute what a checkpoint's network costs.
+    """Compute what a checkpoint's network costs; `network_costs` says what is returned.
 
     Args:
         checkpoint: any.
         frozen: count the training of a frozen trunk.
-
-    Returns:
-        `trunk_macs`, `forward_macs`, `training_flops` (as the paper counts), `parameters`, and for
-        a capsule network what else `inspect_model` gives of it.
     """
     size = checkpoint.architecture.data.image_size
-    if checkpoint.capsules is not None:
-        return _capsule_costs(checkpoint.capsules, size, frozen)
-    trunk_macs = sum(count_macs(checkpoint.trunk, size).values())
-    return {
-        "trunk_macs": trunk_macs,
-        "forward_macs": sum(count_macs(checkpoint.network, size).values()),
-        "training_flops": (_PASSES_FROZEN if frozen else _PASSES_FINETUNED) * trunk_macs,
-        "parameters": count_parameters(checkpoint.network),
-    }
+    return network_costs(checkpoint.network, checkpoint.trunk, size, frozen=frozen)
 
 
-def _capsule_costs(network: CapsuleNetwork, image_size: int, frozen: bool) -> dict[str, Any]:
-    trunk_macs = sum(count_macs(network.trunk, image_size).values())
-    conv = network.primary_caps.conv
-    classes, capsules, d1, d2 = network.output_caps.weight.shape
-    primary = primary_macs(conv.in_channels, conv.kernel_size[0], d1)
-    head = primary + routing_macs(capsules, classes, d1, d2, network.output_caps.iterations)
+def network_costs(
+    network: nn.Module, trunk: nn.Module, image_size: int, *, frozen: bool
+) -> dict[str, Any]:
+    """Compute what a network costs.
+
+    Args:
+        network: with a head, or with its own classifier.
+        trunk: its trunk, whose modules it shares.
+        image_size: pixels a side.
+        frozen: count the training of a frozen trunk.
+
+    Returns:
+        `trunk_macs`, `forward_macs`, `training_flops` (as the paper counts), `parameters`, with a
+        head `head_macs`, and what sizes the head has.
+    """
+    in_trunk = set(trunk.modules())
+    trunk_macs, layer_macs = 0, {}
+    for layer, macs in count_macs(network, image_size).items():
+        if network.get_submodule(layer) in in_trunk:
+            trunk_macs += macs
+        else:
+            layer_macs[layer] = macs
+    head = head_of(network)
+    costs = head.costs(network, layer_macs)
     passes = _PASSES_FROZEN if frozen else _PASSES_FINETUNED
     return {
-        "bottleneck_channels": conv.in_channels,
-        "feature_size": conv.kernel_size[0],
-        "primary_capsules": capsules,
+        **costs.sizes,
         "trunk_macs": trunk_macs,
-        "head_macs": head,
-        "forward_macs": trunk_macs + head,
-        # The paper counts convolutions only: the trunk's and PrimaryCaps'.
-        "training_flops": passes * (trunk_macs + primary),
+        **({} if head is OWN_CLASSIFIER else {"head_macs": costs.macs}),
+        "forward_macs": trunk_macs + costs.macs,
+        # The paper counts convolutions only: the trunk's and the head's.
+        "training_flops": passes * (trunk_macs + costs.convolution_macs),
         "parameters": count_parameters(network),
     }

@@ -31,6 +31,7 @@ from capsprune.bounds import (
     requirement,
     shown,
 )
+from capsprune.capsules.heads import DYNAMIC, HEADS, LINEAR, check_attachable
 from capsprune.data.names import DATA_SETS, known_data_set
 from capsprune.errors import CapspruneError
 from capsprune.pruning.names import CRITERIA, SAMPLERS
@@ -170,12 +171,11 @@ Ema = Annotated[
         json_schema_extra={"flags": "--ema"},
     ),
 ]
-DEFAULT_D1, DEFAULT_D2, DEFAULT_ITERATIONS = 8, 16, 3
+DEFAULT_D1 = 8
 #: Processors compute so many channels at a time, or a multiple.
 DEFAULT_ROUND_TO = 8
-Iterations = Annotated[IterationCount, Field(description="Routing iterations.")]
 PrimarySize = Annotated[CapsuleSize, Field(description="Values in a primary capsule.")]
-OutputSize = Annotated[CapsuleSize, Field(description="Values in an output capsule.")]
+HeadName = Annotated[Name, AfterValidator(check_attachable)]
 
 #: Marks a field that the command line takes by position.
 POSITIONAL: dict[str, Any] = {"positional": True}
@@ -330,13 +330,18 @@ class HeadOptions(Options):
 class AttachCapsOptions(HeadOptions):
     """Options of `attach-caps`: a capsule head on the pruned trunk, trained."""
 
-    iterations: Iterations = DEFAULT_ITERATIONS
-    d1: PrimarySize | None = Field(
-        None,
-        description="Values in a primary capsule. [default: as --d1 of prune said, else "
-        f"{DEFAULT_D1}]",
+    head: HeadName = Field(DYNAMIC, description=f"Capsule head: {HEADS.help(but=LINEAR)}.")
+    iterations: IterationCount | None = Field(
+        None, description="Routing iterations. [default: the head's; dynamic has 3]"
     )
-    d2: OutputSize = DEFAULT_D2
+    d1: CapsuleSize | None = Field(
+        None,
+        description="Values in a primary capsule. [default: as --d1 of prune said, else the "
+        f"head's; dynamic has {DEFAULT_D1}]",
+    )
+    d2: CapsuleSize | None = Field(
+        None, description="Values in an output capsule. [default: the head's; dynamic has 16]"
+    )
 
 
 class AttachLinearOptions(HeadOptions):
@@ -421,14 +426,18 @@ class InspectOptions(Options):
         "finetune]",
         json_schema_extra={"flags": "--freeze/--finetune"},
     )
+    head: HeadName | None = Field(
+        None, description=f"Capsule head: {HEADS.help(but=LINEAR)}. [default: {DYNAMIC}]"
+    )
     iterations: IterationCount | None = Field(
-        None, description=f"Routing iterations. [default: {DEFAULT_ITERATIONS}]"
+        None, description="Routing iterations. [default: the head's; dynamic has 3]"
     )
     d1: CapsuleSize | None = Field(
-        None, description=f"Values in a primary capsule. [default: {DEFAULT_D1}]"
+        None,
+        description=f"Values in a primary capsule. [default: the head's; dynamic has {DEFAULT_D1}]",
     )
     d2: CapsuleSize | None = Field(
-        None, description=f"Values in an output capsule. [default: {DEFAULT_D2}]"
+        None, description="Values in an output capsule. [default: the head's; dynamic has 16]"
     )
 
 

@@ -237,7 +237,7 @@ add_stage(
             "attach-caps",
             AttachCapsOptions,
             ComputingOptions,
-            "capsprune.pipeline.attach_caps:attach_caps",
+            "capsprune.pipeline.attach:attach_caps",
             "Put a capsule head on the pruned trunk and train it.",
             "capsprune.terminal.outcomes:show_checkpoint",
             stage="caps",
@@ -257,7 +257,7 @@ add_stage(
             "attach-linear",
             AttachLinearOptions,
             ComputingOptions,
-            "capsprune.pipeline.attach_linear:attach_linear",
+            "capsprune.pipeline.attach:attach_linear",
             "Train a linear classifier to compare with.\n\n"
             "It is one linear layer on the pooled trunk that the capsule layers get, trained on "
             "the same\nschedule.",

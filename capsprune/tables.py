@@ -127,10 +127,16 @@ class Table(Generic[EntryT]):
         self.register(name)(entry)
         return name
 
-    def help(self) -> str:
-        """Return the names with what each is, for the help of an option."""
+    def help(self, but: str | None = None) -> str:
+        """Return the names with what each is, for the help of an option.
+
+        Args:
+            but: a name that is left out.
+        """
         return ", ".join(
-            f"{name} ({self._summaries[name]})" if self._summaries[name] else name for name in self
+            f"{name} ({self._summaries[name]})" if self._summaries[name] else name
+            for name in self
+            if name != but
         )
 
 

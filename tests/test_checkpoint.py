@@ -8,11 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from capsprune.backbones.headed import LinearNetwork
 from capsprune.backbones.registry import backbone, backbone_arguments, build_backbone
 from capsprune.backbones.trunk import trunk_of, trunk_output
 from capsprune.capsules import CapsuleNetwork
+from capsprune.capsules.linear_head import LinearNetwork
 from capsprune.checkpoint import (
+    Blueprint,
     DataDescription,
     describe,
     load_checkpoint,
@@ -56,7 +57,7 @@ def network_of(name, fraction, head, iterations=2):
             trunk, channels=width, feature_size=size, classes=3, d1=8, d2=4, iterations=iterations
         )
     architecture = describe(
-        model, model=name, arguments=arguments, data=DATA, parent="p", metrics={"accuracy": 0.5}
+        model, Blueprint(name, arguments, DATA), parent="p", metrics={"accuracy": 0.5}
     )
     return model.eval(), architecture
 
@@ -86,8 +87,8 @@ def test_any_pruned_shape_comes_back(tmp_path_factory, name, fraction, head):
     for ours, theirs in zip(outputs(network, images), outputs(loaded.network, images), strict=True):
         # Where in memory a weight begins decides how some layers add up.
         torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-5 * float(ours.abs().max()))
-    assert (loaded.capsules is not None) == (head == "capsules")
-    assert getattr(loaded.architecture.head, "kind", None) == head
+    kind = {"capsules": "dynamic"}.get(head, head)
+    assert getattr(loaded.architecture.head, "kind", None) == kind
     with torch.no_grad():
         assert loaded.trunk(images).dim() == 4
     assert not loaded.network.training
@@ -108,12 +109,25 @@ def damaged(good, tmp_path):
     return shutil.copytree(good, tmp_path / "checkpoint")
 
 
-def test_a_capsule_head_of_before_there_were_several_kinds_is_read(damaged):
+@pytest.mark.parametrize("tag", [{}, {"kind": "capsules"}])
+def test_a_capsule_head_of_before_there_was_a_table_is_read(damaged, tag):
     file = damaged / "architecture.json"
     content = json.loads(file.read_text())
-    assert content["head"].pop("kind") == "capsules"
+    assert content["format"] == 1
+    content["head"] = {"feature_size": 2, "d1": 8, "d2": 4, "iterations": 2, **tag}
     file.write_text(json.dumps(content))
-    assert load_checkpoint(damaged).capsules is not None
+    loaded = load_checkpoint(damaged)
+    assert loaded.architecture.head.kind == "dynamic"
+    assert isinstance(loaded.network, CapsuleNetwork)
+
+
+def test_a_head_of_an_unknown_kind_is_named(damaged):
+    file = damaged / "architecture.json"
+    content = json.loads(file.read_text())
+    content["head"]["kind"] = "dinamic"
+    file.write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match="nknown head 'dinamic'; did you mean dynamic"):
+        load_checkpoint(damaged)
 
 
 def test_a_linear_layer_that_is_missing_is_named(tmp_path):
@@ -123,7 +137,7 @@ def test_a_linear_layer_that_is_missing_is_named(tmp_path):
     state = load_file(weights)
     del state["classifier.weight"]
     save_file(state, weights)
-    with pytest.raises(CheckpointError, match="lacks its linear layer"):
+    with pytest.raises(CheckpointError, match=r"Missing key.*classifier\.weight"):
         load_checkpoint(tmp_path / "checkpoint")
 
 
@@ -186,7 +200,7 @@ def test_capsule_layers_that_are_missing_are_named(damaged):
     state = load_file(damaged / "model.safetensors")
     del state["primary_caps.conv.weight"]
     save_file(state, damaged / "model.safetensors")
-    with pytest.raises(CheckpointError, match="lacks its capsule layers"):
+    with pytest.raises(CheckpointError, match=r"Missing key.*primary_caps\.conv\.weight"):
         load_checkpoint(damaged)
 
 

@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from capsprune import native
 from capsprune.capsules import dynamic_routing, squash
 from capsprune.capsules.cost import routing_macs
-from capsprune.export import routing_model
+from capsprune.capsules.routing_op import routing_model
 from capsprune.runtime import meters, session
 
 CAPSULES, D1, D2, ITERATIONS = 256, 8, 16, 3

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
-from torch import Tensor, nn
+from torch import nn
 
 Self = TypeVar("Self", bound="HeadedNetwork")
 
 
 class HeadedNetwork(nn.Module):
     """A trunk and, in a subclass, a head on it; the trunk may be frozen."""
+
+    #: Name of the head in `capsprune.capsules.heads.HEADS`.
+    kind: ClassVar[str]
 
     def __init__(self, trunk: nn.Module) -> None:
         """Keep the trunk.
@@ -34,23 +37,3 @@ class HeadedNetwork(nn.Module):
         if self.trunk_frozen:
             self.trunk.eval()
         return self
-
-
-class LinearNetwork(HeadedNetwork):
-    """A trunk, global average pooling, and one linear layer: what capsules are compared with."""
-
-    def __init__(self, trunk: nn.Module, *, channels: int, classes: int) -> None:
-        """Put a linear layer on a trunk.
-
-        Args:
-            trunk: maps images [batch, 3, H, W] to features [batch, S, K, K].
-            channels: S.
-            classes: J.
-        """
-        super().__init__(trunk)
-        self.classifier = nn.Linear(channels, classes)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Map images [batch, 3, H, W] to logits [batch, J]."""
-        pooled = nn.functional.adaptive_avg_pool2d(self.trunk(images), 1)
-        return self.classifier(pooled.flatten(1))

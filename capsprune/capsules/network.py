@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from capsprune.backbones.headed import HeadedNetwork
+from capsprune.capsules.heads import DYNAMIC
 from capsprune.capsules.output import OutputCaps
 from capsprune.capsules.primary import PrimaryCaps
 
@@ -23,6 +24,8 @@ class CapsuleOutput(NamedTuple):
 
 class CapsuleNetwork(HeadedNetwork):
     """`N = C[B(x)]` of equation (5): trunk, PrimaryCaps, OutputCaps."""
+
+    kind = DYNAMIC
 
     def __init__(
         self,

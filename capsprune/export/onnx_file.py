@@ -10,7 +10,8 @@ import json
 import logging
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,22 +19,13 @@ from typing import Any
 import onnx
 import onnx.inliner
 import torch
-from onnx.defs import OpSchema
-from onnxscript import values
 from torch import Tensor, nn
 
 import capsprune
-from capsprune.capsules import CapsuleNetwork
+from capsprune.capsules.head import head_of, onnx_operators
+from capsprune.capsules.onnx_op import DOMAIN, IR_VERSION, check_opset
 from capsprune.errors import ExportError
 from capsprune.export.parity import Parity, measure_parity, require_parity
-from capsprune.export.routing_op import (
-    DOMAIN,
-    DOMAIN_VERSION,
-    IR_VERSION,
-    OP_TYPE,
-    check_opset,
-    routing_function,
-)
 from capsprune.files import make_folder, replacing
 
 #: Protobuf cannot hold more in one file.
@@ -48,12 +40,12 @@ class ExportReport:
     bytes: int
     sha256: str
     opset: int
-    #: Whether the routing was written as standard ops instead of one node.
+    #: Whether standard ops were written in place of the ops of heads.
     inline: bool
     #: Shapes by name; a size that may vary is its name.
     inputs: dict[str, list[int | str]]
     outputs: dict[str, list[int | str]]
-    #: Nodes of the graph, the routing node counted as one.
+    #: Nodes of the graph, an op of a head counted as one.
     nodes: int
     max_abs_difference: float
     top1_agreement: float
@@ -82,13 +74,14 @@ def export_onnx(
     """Export a network to one ONNX file, and keep the file only if it computes the same.
 
     The input is `image`, float32 [batch, 3, S, S] with a batch of any size. The outputs are
-    `class_probabilities` [batch, J] and, for a capsule network, `poses` [batch, J, D2]. The file is
-    run in ONNX Runtime on the CPU on `images` at several batch sizes, see `parity`, before it
-    gets its name. The network is not changed; it is exported in evaluation mode.
+    `class_probabilities` [batch, J] and what the network's head gives beside it, which for dynamic
+    routing is `poses` [batch, J, D2]. The file is run in ONNX Runtime on the CPU on `images` at
+    several batch sizes, see `parity`, before it gets its name. The network is not changed; it is
+    exported in evaluation mode.
 
     Args:
-        network: a `CapsuleNetwork`, or a classifier giving logits [batch, J], to which a softmax
-            is added.
+        network: with a head, or a classifier giving logits [batch, J], to which a softmax is
+            added.
         path: the file; one that exists is replaced.
         image_size: S.
         class_names: the J classes in order.
@@ -96,7 +89,8 @@ def export_onnx(
         metadata: more keys and values for the file's `metadata_props`; `class_names` (JSON),
             `image_size` and `capsprune_version` are added here.
         opset: version of the standard ONNX ops.
-        inline: write the routing as standard ops, so that the file needs no domain but ONNX's own.
+        inline: write standard ops in place of those of heads, so that the file needs no domain but
+            ONNX's own.
 
     Raises:
         ExportError: if the network cannot be exported, the arguments do not fit it, or the file
@@ -119,7 +113,7 @@ def export_onnx(
         )
 
     model = _translate(exported, image_size, opset)
-    _add_routing_function(model, opset)
+    _add_functions(model, opset)
     if inline:
         model = _inlined(model)
     _label(
@@ -165,19 +159,25 @@ class _Exported(nn.Module):
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = copy.deepcopy(network).cpu().float()
-        self.output_names = ["class_probabilities"]
-        if isinstance(network, CapsuleNetwork):
-            self.output_names.append("poses")
+        self._head = head_of(network)
+        self.output_names = ["class_probabilities", *self._head.outputs]
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        outputs = self.network(image)
-        if isinstance(outputs, Tensor):
-            return (torch.softmax(outputs, dim=-1),)
-        return tuple(outputs)
+        return self._head.exported(self.network(image))
+
+
+def translations() -> dict[Any, Callable[..., Any]]:
+    """Return what `torch.onnx.export(..., dynamo=True)` takes as its `custom_translation_table`.
+
+    With it PyTorch writes a network with a head, or what it is a part of, in standard ops of ONNX;
+    the opset must be 18 or later, as it is by default. `export_onnx` writes nodes that may have a
+    kernel of their own, and verifies the file.
+    """
+    return {operator.target: operator.standard for operator in onnx_operators().values()}
 
 
 def _translate(exported: _Exported, image_size: int, opset: int) -> onnx.ModelProto:
-    """Let PyTorch write the model; it keeps the routing as one node of our domain."""
+    """Let PyTorch write the model; it keeps the ops of heads as nodes of our domain."""
     try:
         with quiet_export(), torch.no_grad():
             program = torch.onnx.export(
@@ -189,7 +189,7 @@ def _translate(exported: _Exported, image_size: int, opset: int) -> onnx.ModelPr
                 output_names=exported.output_names,
                 dynamic_shapes=({0: torch.export.Dim("batch")},),
                 custom_translation_table={
-                    torch.ops.capsprune.dynamic_routing.default: _routing_node
+                    operator.target: operator.node for operator in onnx_operators().values()
                 },
                 external_data=False,
                 verbose=False,
@@ -207,53 +207,27 @@ def _translate(exported: _Exported, image_size: int, opset: int) -> onnx.ModelPr
         ) from error
 
 
-def _routing_schema() -> OpSchema:
-    parameter, attribute = OpSchema.FormalParameter, OpSchema.Attribute
-    optional = OpSchema.FormalParameterOption.Optional
-    return OpSchema(
-        OP_TYPE,
-        DOMAIN,
-        DOMAIN_VERSION,
-        inputs=[
-            parameter("u", "T"),
-            parameter("weight", "T"),
-            parameter("bias", "T", param_option=optional),
-        ],
-        outputs=[parameter("v", "T")],
-        type_constraints=[("T", ["tensor(float)"], "")],
-        attributes=[
-            attribute("iterations", OpSchema.AttrType.INT, required=True),
-            attribute("epsilon", OpSchema.AttrType.FLOAT, required=True),
-        ],
-    )
+def _add_functions(model: onnx.ModelProto, opset: int) -> None:
+    """Give the file a function for each of its nodes of our domain.
 
-
-_ROUTING_OP = values.Op(values.Opset(DOMAIN, DOMAIN_VERSION), OP_TYPE, _routing_schema())
-
-
-def _routing_node(
-    u: Any, weight: Any, bias: Any, iterations: int, epsilon: float, all_gradients: bool = False
-) -> Any:
-    """Translate `torch.ops.capsprune.dynamic_routing`; called by PyTorch's exporter."""
-    del all_gradients  # A file has no gradients.
-    return _ROUTING_OP(u, weight, bias, iterations=iterations, epsilon=epsilon)
-
-
-def _add_routing_function(model: onnx.ModelProto, opset: int) -> None:
-    """Give the file the function for its routing nodes, if it has any."""
-    nodes = [n for n in model.graph.node if n.domain == DOMAIN and n.op_type == OP_TYPE]
-    kinds = {(_iterations(node), len(node.input) == 3) for node in nodes}
-    if len(kinds) > 1:
-        raise ExportError(
-            "The network routes with several numbers of iterations, or with and without bias, and "
-            "one ONNX file can hold one routing function; make its capsule layers alike."
-        )
-    for iterations, has_bias in kinds:
-        model.functions.append(routing_function(iterations, has_bias=has_bias, opset=opset))
-
-
-def _iterations(node: onnx.NodeProto) -> int:
-    return next(a.i for a in node.attribute if a.name == "iterations")
+    Nodes whose bodies differ, such as those of several numbers of iterations, get functions of
+    different names: overloads of one name are what not every runtime heeds.
+    """
+    operators = onnx_operators()
+    names: dict[bytes, str] = {}
+    bodies: Counter[str] = Counter()
+    for node in model.graph.node:
+        if node.domain != DOMAIN:
+            continue
+        function = operators[node.op_type].function(node, opset)
+        body = function.SerializeToString(deterministic=True)
+        if body not in names:
+            bodies[node.op_type] += 1
+            number = bodies[node.op_type]
+            function.name = node.op_type if number == 1 else f"{node.op_type}_{number}"
+            names[body] = function.name
+            model.functions.append(function)
+        node.op_type = names[body]
 
 
 def _inlined(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -9,19 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from capsprune.analysis.activity import CapsuleActivity
 from capsprune.analysis.entropy import BottleneckEntropy
 from capsprune.analysis.robustness import DISTORTIONS, Scores, accuracies
-from capsprune.analysis.routing_trace import RoutingTrace
-from capsprune.capsules import CapsuleNetwork
-from capsprune.checkpoint import load_checkpoint
+from capsprune.capsules.head import head_of
+from capsprune.checkpoint import Checkpoint, load_checkpoint
 from capsprune.data.images import ImageSet
-from capsprune.data.preprocessing import Preprocessing
 from capsprune.errors import RunError
 from capsprune.files import dump_json
 from capsprune.options import AnalyseOptions
-from capsprune.pipeline.fitting import objective_of
-from capsprune.pipeline.heads import load_classes
+from capsprune.pipeline.fitting import load_classes
 from capsprune.pipeline.session import EVALUATION_BATCH, Session
 from capsprune.pipeline.stage import Stage
 from capsprune.run import StageRecord
@@ -47,11 +43,9 @@ def analyse(options: AnalyseOptions, session: Session) -> StageRecord:
 
     source = run.path("caps")
     checkpoint = load_checkpoint(source)
-    network = checkpoint.capsules
-    if network is None:
-        raise RunError(f"{source} has no capsule head; run 'capsprune attach-caps --overwrite'.")
+    network = checkpoint.network
     data = checkpoint.architecture.data
-    splits = load_classes(options, session, source, checkpoint.architecture)
+    splits = load_classes(session, source, checkpoint.architecture, options.data_root)
     images = spread_images(splits.test, options.images)
     work = stage.begin(splits)
     networks: dict[str, nn.Module] = {"capsules": network}
@@ -68,7 +62,7 @@ def analyse(options: AnalyseOptions, session: Session) -> StageRecord:
             done += 1
             bar(done, steps)
 
-        inside = _look_inside(session, network, images, data.preprocessing, step)
+        inside = _look_inside(session, checkpoint, images, step)
         right = accuracies(
             {name: _scores(one) for name, one in networks.items()},
             session.batches(images, data.preprocessing),
@@ -133,38 +127,29 @@ def _control(session: Session, capsules: StageRecord) -> StageRecord | None:
 
 
 def _scores(network: nn.Module) -> Scores:
-    objective = objective_of(network)
+    objective = head_of(network).objective
     return lambda images: objective.scores(network(images))
 
 
 @torch.no_grad()
 def _look_inside(
     session: Session,
-    network: CapsuleNetwork,
+    checkpoint: Checkpoint,
     images: ImageSet,
-    preprocessing: Preprocessing,
     step: Callable[[], None],
 ) -> dict[str, Any]:
-    """Give what the summary says of bottleneck, primary capsules and routing."""
-    output = network.output_caps
-    entropy = BottleneckEntropy(len(output.weight))
-    activity = CapsuleActivity()
-    routing = RoutingTrace(output.weight, output.bias, output.iterations, output.epsilon)
-    for batch, labels in session.batches(images, preprocessing):
-        features: Tensor = network.trunk(batch)
-        u: Tensor = network.primary_caps(features)
+    """Return what the summary says of bottleneck and head."""
+    network, data = checkpoint.network, checkpoint.architecture.data
+    trunk = checkpoint.trunk
+    entropy = BottleneckEntropy(len(data.class_names))
+    trace = head_of(network).trace(network)
+    for batch, labels in session.batches(images, data.preprocessing):
+        features: Tensor = trunk(batch)
         entropy.update(features, labels)
-        activity.update(u)
-        routing.update(u, labels)
+        trace.update(features, labels)
         step()
     return {
         "bottleneck_entropy": entropy.bits,
         "active_share": entropy.active_share,
-        "coupling_entropy": routing.coupling_entropy,
-        "agreement_true": routing.agreement_true,
-        "agreement_other": routing.agreement_other,
-        "primary_length": activity.mean_length,
-        "never_active": activity.never_active,
-        "never_active_share": activity.never_active / activity.capsules,
-        "primary_capsules": activity.capsules,
+        **trace.summary(),
     }

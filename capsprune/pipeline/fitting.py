@@ -9,33 +9,24 @@ from typing import Any
 import torch
 from torch import nn
 
-from capsprune.capsules import CapsuleNetwork, margin_loss
+from capsprune.capsules.head import head_of
+from capsprune.checkpoint import Architecture
 from capsprune.data.images import ImageSet
 from capsprune.data.loaders import data_loader
 from capsprune.data.names import data_set
 from capsprune.data.preprocessing import Preprocessing
 from capsprune.data.sources import DataSplits
 from capsprune.data.transforms import EvaluationTransform, TrainingTransform
+from capsprune.errors import RunError
 from capsprune.pipeline.session import EVALUATION_BATCH, Session
 from capsprune.runtime.meters import TrainingMeter
 from capsprune.schedule import Schedule
 from capsprune.training.device import gpu_of
 from capsprune.training.evaluate import Evaluation, evaluate
 from capsprune.training.fit import Epoch, History, Images, fit
-from capsprune.training.objective import CROSS_ENTROPY, Objective
 
 #: Classes that a summary names, of however many.
 WORST_CLASSES = 5
-#: For a capsule network.
-MARGIN = Objective(
-    loss=lambda outputs, labels: margin_loss(outputs.class_probabilities, labels),
-    scores=lambda outputs: outputs.class_probabilities,
-)
-
-
-def objective_of(network: nn.Module) -> Objective:
-    """Give the objective that suits a network: margin loss for capsules, else cross-entropy."""
-    return MARGIN if isinstance(network, CapsuleNetwork) else CROSS_ENTROPY
 
 
 def fit_network(
@@ -91,7 +82,7 @@ def fit_network(
         history = fit(
             fabric,
             network,
-            objective_of(network),
+            head_of(network).objective,
             train,
             validation,
             schedule,
@@ -106,6 +97,29 @@ def fit_network(
     return history, {**_training_summary(history, schedule), **meter.summary()}
 
 
+def load_classes(
+    session: Session, source: Path, described: Architecture, data_root: Path | None
+) -> DataSplits:
+    """Load the data that a checkpoint was made for.
+
+    Args:
+        session: of the command.
+        source: the checkpoint.
+        described: its description.
+        data_root: where data sets lie; None for where the run found them.
+
+    Raises:
+        RunError: if they have other classes now.
+    """
+    splits = session.data_of(source, described, data_root)
+    if splits.class_names != described.data.class_names:
+        raise RunError(
+            f"{source} was made for other classes than data set '{splits.name}' has now; make it "
+            "anew."
+        )
+    return splits
+
+
 def score_network(
     session: Session,
     network: nn.Module,
@@ -116,7 +130,7 @@ def score_network(
     """Score a network on images without augmentation."""
     network.to(session.fabric.device)
     batches = session.batches(images, preprocessing, batch_size)
-    return evaluate(network, batches, objective_of(network))
+    return evaluate(network, batches, head_of(network).objective)
 
 
 def score_summary(score: Evaluation, class_names: Sequence[str]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import torch
 from capsprune.backbones.registry import backbone, backbone_arguments, build_backbone
 from capsprune.backbones.weights import read_weights
 from capsprune.backbones.weights_file import digest
-from capsprune.checkpoint import Checkpoint, DataDescription, describe
+from capsprune.checkpoint import Blueprint, Checkpoint, DataDescription, describe
 from capsprune.data.names import data_set
 from capsprune.files import dump_json
 from capsprune.inspection import checkpoint_costs
@@ -88,9 +88,7 @@ def import_checkpoint(options: ImportOptions, session: Session) -> StageRecord:
         metrics, scored = score.to_dict(), score_summary(score, splits.class_names)
     architecture = describe(
         network,
-        model=options.model,
-        arguments=arguments,
-        data=DataDescription.of(splits, shown),
+        Blueprint(options.model, arguments, DataDescription.of(splits, shown)),
         parent=baseline,
         metrics=metrics,
     )

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 import uuid
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
 
-from capsprune.backbones.headed import LinearNetwork
-from capsprune.backbones.registry import build_backbone
-from capsprune.backbones.trunk import trunk_output
-from capsprune.capsules import CapsuleNetwork
-from capsprune.checkpoint import CapsuleHead, Checkpoint, describe_like, load_checkpoint
+from capsprune.capsules.head import HeadConfig
+from capsprune.capsules.heads import HEADS, LINEAR
+from capsprune.checkpoint import Checkpoint, build_headed, describe, load_checkpoint
 from capsprune.files import dump_json
 from capsprune.inspection import checkpoint_costs
 from capsprune.options import ProfileOptions
@@ -123,10 +120,8 @@ def _unpruned(session: Session, pruned: Checkpoint) -> Checkpoint:
         f"The run has no baseline: an untrained {described.model} stands for the unpruned one"
     )
     torch.manual_seed(run.seed)
-    network = build_backbone(
-        described.model, len(described.data.class_names), **described.arguments
-    ).eval()
-    return Checkpoint(network, describe_like(network, described, parent=None, metrics={}))
+    network = described.blueprint.build().eval()
+    return Checkpoint(network, describe(network, described.blueprint, parent=None, metrics={}))
 
 
 def with_one_linear_layer(unpruned: Checkpoint, say: Callable[[str], None]) -> Checkpoint:
@@ -149,26 +144,19 @@ def with_one_linear_layer(unpruned: Checkpoint, say: Callable[[str], None]) -> C
         f"The classifier of {described.model} has {len(layers)} layers with weights: one untrained "
         "linear layer is measured in its place"
     )
-    return _with_head(unpruned, lambda trunk, feature_size, **sizes: LinearNetwork(trunk, **sizes))
+    return _with_head(unpruned, HEADS[LINEAR].config(kind=LINEAR))
 
 
 def _with_untrained_head(unpruned: Checkpoint, like: Checkpoint) -> Checkpoint:
-    """The unpruned trunk with a capsule head of the same kind as another network's."""
+    """Put a head as another network has it on the unpruned trunk."""
     head = like.architecture.head
-    assert isinstance(head, CapsuleHead)
-    make = functools.partial(CapsuleNetwork, d1=head.d1, d2=head.d2, iterations=head.iterations)
-    return _with_head(unpruned, make)
+    assert head is not None
+    return _with_head(unpruned, head)
 
 
-def _with_head(unpruned: Checkpoint, make: Callable[..., nn.Module]) -> Checkpoint:
-    """The unpruned trunk with an untrained head.
-
-    Args:
-        unpruned: a backbone.
-        make: called with the trunk, and by name `channels`, `feature_size` and `classes`.
-    """
-    trunk, described = unpruned.trunk, unpruned.architecture
-    channels, feature_size = trunk_output(trunk, described.data.image_size)
-    classes = len(described.data.class_names)
-    network = make(trunk, channels=channels, feature_size=feature_size, classes=classes).eval()
-    return Checkpoint(network, describe_like(network, described, parent=described.id, metrics={}))
+def _with_head(unpruned: Checkpoint, head: HeadConfig) -> Checkpoint:
+    """Put an untrained head on the unpruned trunk."""
+    described = unpruned.architecture
+    network = build_headed(unpruned.trunk, head, described.data).eval()
+    made = describe(network, described.blueprint, parent=described.id, metrics={})
+    return Checkpoint(network, made)

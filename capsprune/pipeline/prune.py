@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from capsprune.backbones.registry import backbone_arguments, build_backbone
-from capsprune.checkpoint import Architecture, Checkpoint, describe_like, load_checkpoint
+from capsprune.checkpoint import Architecture, Checkpoint, describe, load_checkpoint
 from capsprune.data.names import data_set
 from capsprune.errors import RunError
 from capsprune.files import dump_json
@@ -132,7 +132,9 @@ def prune(options: PruneOptions, session: Session) -> StageRecord:
     progress.say(f"{ratio:.1%} of the FLOPs remain; test accuracy {before.accuracy:.2%}")
     history, training = fit_network(session, network, splits, shown, schedule, work, "Fine-tuning")
     result = score_network(session, network, splits.test, shown)
-    architecture = describe_like(network, described, parent=described.id, metrics=result.to_dict())
+    architecture = describe(
+        network, described.blueprint, parent=described.id, metrics=result.to_dict()
+    )
     summary |= {
         "criterion": criterion,
         "flops_ratio": ratio,

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from capsprune.backbones.registry import backbone
 from capsprune.backbones.trunk import trunk_of, trunk_output
+from capsprune.capsules.head import head_of
 from capsprune.data.preprocessing import Preprocessing
 from capsprune.data.sources import DataSplits
 from capsprune.errors import StrategyError
 from capsprune.files import read_json, read_text, write_text
 from capsprune.options import PruneOptions
-from capsprune.pipeline.fitting import objective_of
 from capsprune.pipeline.prunable import Prunable
 from capsprune.pipeline.session import Session
 from capsprune.pipeline.stage import Stage
@@ -256,7 +256,7 @@ def find_strategy(
                     rankings,
                     data.calibration,
                     data.scoring,
-                    objective_of(network.model),
+                    head_of(network.model).objective,
                     latency,
                 ),
                 space,

@@ -8,7 +8,7 @@ import torch
 
 from capsprune.backbones.registry import backbone, backbone_arguments, build_backbone
 from capsprune.backbones.weights import NO_FILES, initialise
-from capsprune.checkpoint import Checkpoint, DataDescription, describe
+from capsprune.checkpoint import Blueprint, Checkpoint, DataDescription, describe
 from capsprune.data.names import data_set
 from capsprune.inspection import checkpoint_costs
 from capsprune.options import TrainOptions
@@ -63,9 +63,7 @@ def train(options: TrainOptions, session: Session) -> StageRecord:
     result = score_network(session, network, splits.test, shown)
     architecture = describe(
         network,
-        model=options.model,
-        arguments=arguments,
-        data=DataDescription.of(splits, shown),
+        Blueprint(options.model, arguments, DataDescription.of(splits, shown)),
         parent=None,
         metrics=result.to_dict(),
     )

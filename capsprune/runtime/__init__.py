@@ -5,8 +5,9 @@ Names are imported when they are first used: importing this package alone is che
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from capsprune.lazy import lazy_names
 
 if TYPE_CHECKING:
     from capsprune.runtime.profile import Measurement, profile_variants
@@ -14,18 +15,13 @@ if TYPE_CHECKING:
 
 __all__ = ["Measurement", "op_library", "profile_variants", "resolve_provider", "session"]
 
-_MODULE_OF = {
-    "Measurement": "profile",
-    "op_library": "sessions",
-    "profile_variants": "profile",
-    "resolve_provider": "sessions",
-    "session": "sessions",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
-    globals()[name] = value
-    return value
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "Measurement": "profile",
+        "op_library": "sessions",
+        "profile_variants": "profile",
+        "resolve_provider": "sessions",
+        "session": "sessions",
+    },
+)

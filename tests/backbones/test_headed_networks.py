@@ -2,9 +2,9 @@ import pytest
 import torch
 from torch import nn
 
-from capsprune.backbones.headed import LinearNetwork
 from capsprune.backbones.registry import backbone, backbone_arguments, build_backbone
 from capsprune.backbones.trunk import trunk_of, trunk_output
+from capsprune.capsules.linear_head import LinearNetwork
 
 #: One of each family, those with a classifier of several layers among them.
 FAMILIES = """mobilenet_v1 mobilenet_v2 mobilenet_v3_small resnet18 vgg11_bn densenet121

@@ -27,7 +27,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from capsprune.backbones.registry import backbone, backbone_arguments, build_backbone
-from capsprune.checkpoint import DataDescription, describe, save_checkpoint
+from capsprune.checkpoint import Blueprint, DataDescription, describe, save_checkpoint
 from capsprune.errors import CapspruneError
 from capsprune.pruning.channels import prune_channels
 from capsprune.pruning.criteria import l1_ranking
@@ -75,9 +75,7 @@ def pruned_backbone(folder: Path) -> None:
         mean=(0.5, 0.5, 0.5),
         std=(0.5, 0.5, 0.5),
     )
-    described = describe(
-        model, model="mobilenet_v1", arguments=arguments, data=data, parent=None, metrics={}
-    )
+    described = describe(model, Blueprint("mobilenet_v1", arguments, data), parent=None, metrics={})
     save_checkpoint(folder, model, described)
 
 

@@ -2,7 +2,7 @@ import pytest
 from torch import nn
 
 from capsprune.backbones.registry import backbone_arguments, build_backbone
-from capsprune.checkpoint import Checkpoint, DataDescription, describe
+from capsprune.checkpoint import Blueprint, Checkpoint, DataDescription, describe
 from capsprune.inspection import checkpoint_costs
 from capsprune.pipeline.profile import with_one_linear_layer
 
@@ -21,7 +21,7 @@ def unpruned(name):
     metrics = {"accuracy": 0.9}
     return Checkpoint(
         model,
-        describe(model, model=name, arguments=arguments, data=DATA, parent=None, metrics=metrics),
+        describe(model, Blueprint(name, arguments, DATA), parent=None, metrics=metrics),
     )
 
 

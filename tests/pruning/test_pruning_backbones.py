@@ -8,7 +8,13 @@ from torch import nn
 
 from capsprune.backbones.registry import backbone, backbone_arguments, build_backbone
 from capsprune.backbones.trunk import trunk_of, trunk_output
-from capsprune.checkpoint import DataDescription, describe, load_checkpoint, save_checkpoint
+from capsprune.checkpoint import (
+    Blueprint,
+    DataDescription,
+    describe,
+    load_checkpoint,
+    save_checkpoint,
+)
 from capsprune.errors import ModelError
 from capsprune.pruning.adaptive_bn import recalibrate
 from capsprune.pruning.channels import layer_channels, prune_channels
@@ -153,9 +159,7 @@ def check_saving(name, pruned, images, tmp_path):
     )
     description = describe(
         pruned,
-        model=name,
-        arguments=backbone_arguments(name, SIZE),
-        data=data,
+        Blueprint(name, backbone_arguments(name, SIZE), data),
         parent=None,
         metrics={},
     )

@@ -65,7 +65,7 @@ import numpy as np
 from pathlib import Path
 from capsprune import native
 native._path = lambda: Path({str(target)!r})
-from capsprune.export import routing_model
+from capsprune.capsules.routing_op import routing_model
 from capsprune.runtime import op_library, session
 assert native.has_cuda() and op_library("cuda") == Path({str(target)!r})
 rng = np.random.default_rng(0)

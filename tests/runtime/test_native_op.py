@@ -17,8 +17,8 @@ from onnx import helper
 
 from capsprune import doctor, native
 from capsprune.capsules import dynamic_routing
+from capsprune.capsules.routing_op import routing_model
 from capsprune.errors import CapspruneError
-from capsprune.export import routing_model
 from capsprune.native import build
 from capsprune.runtime import op_library, session
 from capsprune.runtime.meters import gpu_present

@@ -8,13 +8,13 @@ import torch
 from torch import nn
 
 from capsprune.capsules import CapsuleNetwork
+from capsprune.capsules.dynamic_head import DYNAMIC_HEAD
 from capsprune.data.images import TensorImages
 from capsprune.data.loaders import data_loader
 from capsprune.data.names import data_set
 from capsprune.data.preprocessing import Preprocessing
 from capsprune.data.sources import load_data
 from capsprune.data.transforms import EvaluationTransform, TrainingTransform
-from capsprune.pipeline.fitting import MARGIN
 from capsprune.schedule import Schedule
 from capsprune.training.device import make_fabric
 from capsprune.training.fit import Images, TrainingDiverged, fit
@@ -339,7 +339,7 @@ def test_a_frozen_trunk_stays_bit_for_bit_in_the_fit_loop(fabric, digits, frozen
         network.freeze_trunk()
     before = copy_of(network)
     schedule = Schedule(epochs=2, batch_size=32, lr=3e-3)
-    _, history = fitted(fabric, digits, schedule, network=network, objective=MARGIN)
+    _, history = fitted(fabric, digits, schedule, network=network, objective=DYNAMIC_HEAD.objective)
     moved = {
         key for key, value in network.state_dict().items() if not torch.equal(value, before[key])
     }

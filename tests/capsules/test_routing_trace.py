@@ -3,8 +3,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from capsprune.analysis.routing_trace import RoutingTrace
 from capsprune.capsules import dynamic_routing, squash
+from capsprune.capsules.routing_trace import RoutingTrace
 
 
 def drawn(seed, batch, capsules, classes, d1, d2, *, biased=True, scale=1.0):

@@ -38,7 +38,7 @@ class CapsuleActivity:
         return self._sum / self._count
 
     @property
-    def never_active(self) -> int:
+    def dead(self) -> int:
         """How many capsules were longer than `ACTIVE_LENGTH` on no image at all."""
         return int((self._seen() <= ACTIVE_LENGTH).sum())
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from capsprune.analysis.activity import ACTIVE_LENGTH, CapsuleActivity
+from capsprune.capsules.activity import ACTIVE_LENGTH, CapsuleActivity
 
 
 def test_a_capsule_that_is_active_once_is_not_dead():
@@ -13,10 +13,10 @@ def test_a_capsule_that_is_active_once_is_not_dead():
     for batch in u.split(4):
         activity.update(batch)
     assert activity.capsules == 4
-    assert activity.never_active == 2
+    assert activity.dead == 2
     assert activity.mean_length == pytest.approx((6 * 0.9 + 0.5 + 6 * ACTIVE_LENGTH) / 24)
 
 
 def test_no_images_are_refused():
     with pytest.raises(ValueError, match="no images"):
-        _ = CapsuleActivity().never_active
+        _ = CapsuleActivity().dead

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from onnx.reference import ReferenceEvaluator
 
 from capsprune.capsules import dynamic_routing
+from capsprune.capsules.onnx_op import OPSETS
+from capsprune.capsules.routing_op import routing_function, routing_model
 from capsprune.errors import ExportError
-from capsprune.export import OPSETS, routing_function, routing_model
 from capsprune.export.ort import onnxruntime
 
 

@@ -13,7 +13,8 @@ time of the same steps with D1 innermost and ONNX's Softmax.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -21,19 +22,19 @@ import onnx
 import torch
 from numpy.typing import ArrayLike, NDArray
 from onnx import helper, numpy_helper
+from onnx.defs import OpSchema
 from torch import Tensor
 
+from capsprune.capsules.onnx_op import (
+    DOMAIN,
+    DOMAIN_VERSION,
+    IR_VERSION,
+    OnnxOperator,
+    check_opset,
+)
 from capsprune.capsules.routing import SQUASH_EPSILON
-from capsprune.errors import ExportError
 
-#: The op's domain, version and name.
-DOMAIN = "capsprune"
-DOMAIN_VERSION = 1
 OP_TYPE = "DynamicRouting"
-#: The standard opsets that the body, and PyTorch's exporter, can be written for.
-OPSETS = range(18, 24)
-#: Of the files written; the first that has opset 23, and what ONNX Runtime 1.22 can read.
-IR_VERSION = 10
 
 
 def routing_function(
@@ -137,20 +138,10 @@ def routing_model(
     )
 
 
-def translations() -> dict[Any, Callable[..., Any]]:
-    """Give what `torch.onnx.export(..., dynamo=True)` takes as its `custom_translation_table`.
-
-    With it PyTorch writes a capsule network, or what it is a part of, in standard ops of ONNX; the
-    opset must be 18 or later, as it is by default. `capsprune.export.export_onnx` writes a node
-    that has a kernel of its own, and verifies the file.
-    """
-    return {torch.ops.capsprune.dynamic_routing.default: _routing_ops}
-
-
 def _routing_ops(
     u: Any, weight: Any, bias: Any, iterations: int, epsilon: float, all_gradients: bool = False
 ) -> Any:
-    """Translate `torch.ops.capsprune.dynamic_routing`; called by PyTorch's exporter."""
+    """Translate `torch.ops.capsprune.dynamic_routing` to standard ops."""
     from onnxscript import opset18
 
     del all_gradients  # A file has no gradients.
@@ -167,16 +158,43 @@ def _routing_ops(
     return values["v"]
 
 
-def check_opset(opset: int) -> None:
-    """Refuse an opset that no file can be written for.
+@functools.cache
+def _node_maker() -> Any:
+    """Make what writes a node of the op."""
+    from onnxscript import values
 
-    Raises:
-        ExportError: if the opset is not in `OPSETS`.
-    """
-    if opset not in OPSETS:
-        raise ExportError(
-            f"ONNX opset {opset} is not supported; give one from {OPSETS[0]} to {OPSETS[-1]}."
-        )
+    parameter, attribute = OpSchema.FormalParameter, OpSchema.Attribute
+    optional = OpSchema.FormalParameterOption.Optional
+    schema = OpSchema(
+        OP_TYPE,
+        DOMAIN,
+        DOMAIN_VERSION,
+        inputs=[
+            parameter("u", "T"),
+            parameter("weight", "T"),
+            parameter("bias", "T", param_option=optional),
+        ],
+        outputs=[parameter("v", "T")],
+        type_constraints=[("T", ["tensor(float)"], "")],
+        attributes=[
+            attribute("iterations", OpSchema.AttrType.INT, required=True),
+            attribute("epsilon", OpSchema.AttrType.FLOAT, required=True),
+        ],
+    )
+    return values.Op(values.Opset(DOMAIN, DOMAIN_VERSION), OP_TYPE, schema)
+
+
+def _routing_node(
+    u: Any, weight: Any, bias: Any, iterations: int, epsilon: float, all_gradients: bool = False
+) -> Any:
+    """Translate `torch.ops.capsprune.dynamic_routing` to one node."""
+    del all_gradients  # A file has no gradients.
+    return _node_maker()(u, weight, bias, iterations=iterations, epsilon=epsilon)
+
+
+def _function_of(node: onnx.NodeProto, opset: int) -> onnx.FunctionProto:
+    iterations = next(a.i for a in node.attribute if a.name == "iterations")
+    return routing_function(iterations, has_bias=len(node.input) == 3, opset=opset)
 
 
 def _float32(values: ArrayLike | Tensor) -> NDArray[np.float32]:
@@ -288,3 +306,12 @@ def _squash(body: _Nodes, t: int, s: str) -> str:
     add(f"part_{t}", "Div", f"norm2_{t}", f"one_norm2_{t}")
     add(f"factor_{t}", "Div", f"part_{t}", f"norm_{t}")
     return add(f"v_{t}", "Mul", s, f"factor_{t}")
+
+
+ROUTING = OnnxOperator(
+    op_type=OP_TYPE,
+    target=torch.ops.capsprune.dynamic_routing.default,
+    node=_routing_node,
+    standard=_routing_ops,
+    function=_function_of,
+)

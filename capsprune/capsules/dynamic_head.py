@@ -1,0 +1,145 @@
+"""The paper's head: PrimaryCaps, and OutputCaps reached by dynamic routing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from capsprune.bounds import CapsuleSize, ImageSize, IterationCount
+from capsprune.capsules.activity import CapsuleActivity
+from capsprune.capsules.head import FeatureMap, Head, HeadConfig, Trace
+from capsprune.capsules.loss import margin_loss
+from capsprune.capsules.network import CapsuleNetwork, CapsuleOutput
+from capsprune.capsules.onnx_op import OnnxOperator
+from capsprune.capsules.routing_trace import RoutingTrace
+from capsprune.errors import ModelError
+from capsprune.training.objective import Objective
+
+
+class DynamicConfig(HeadConfig):
+    """Sizes of the capsules, and how often they are routed."""
+
+    #: K: height and width of the feature map.
+    feature_size: ImageSize
+    #: Values in a primary capsule, and in an output capsule.
+    d1: CapsuleSize = 8
+    d2: CapsuleSize = 16
+    iterations: IterationCount = 3
+
+
+class CapsuleTrace(Trace):
+    """Which primary capsules are active, and what each routing iteration comes to."""
+
+    def __init__(self, network: CapsuleNetwork) -> None:
+        """Begin without images."""
+        output = network.output_caps
+        self._primary_caps = network.primary_caps
+        self._activity = CapsuleActivity()
+        self._routing = RoutingTrace(output.weight, output.bias, output.iterations, output.epsilon)
+
+    def update(self, features: Tensor, labels: Tensor) -> None:
+        """Route a batch."""
+        u: Tensor = self._primary_caps(features)
+        self._activity.update(u)
+        self._routing.update(u, labels)
+
+    def summary(self) -> dict[str, Any]:
+        """Return what the summary of `analyse` says of primary capsules and routing."""
+        activity, routing = self._activity, self._routing
+        return {
+            "coupling_entropy": routing.coupling_entropy,
+            "agreement_true": routing.agreement_true,
+            "agreement_other": routing.agreement_other,
+            "primary_length": activity.mean_length,
+            "never_active": activity.dead,
+            "never_active_share": activity.dead / activity.capsules,
+            "primary_capsules": activity.capsules,
+        }
+
+
+class DynamicHead(Head):
+    """Capsules by dynamic routing, trained by the margin loss of their lengths."""
+
+    config = DynamicConfig
+    objective = Objective(
+        loss=lambda outputs, labels: margin_loss(outputs.class_probabilities, labels),
+        scores=lambda outputs: outputs.class_probabilities,
+    )
+    outputs = ("poses",)
+
+    def configure(
+        self, kind: str, features: FeatureMap, options: Mapping[str, Any]
+    ) -> DynamicConfig:
+        """Return the config of a new head, which is for a feature map of one size."""
+        config = super().configure(kind, features, {**options, "feature_size": features.size})
+        assert isinstance(config, DynamicConfig)
+        return config
+
+    def build(
+        self, trunk: nn.Module, features: FeatureMap, classes: int, config: DynamicConfig
+    ) -> CapsuleNetwork:
+        """Put capsules on a trunk.
+
+        Raises:
+            ModelError: if the config is for a feature map of another size, or S < D1.
+        """
+        if config.feature_size != features.size:
+            raise ModelError(
+                f"The head is for a feature map of {config.feature_size} x {config.feature_size}, "
+                f"and that of the trunk is {features.size} x {features.size}."
+            )
+        return CapsuleNetwork(
+            trunk,
+            channels=features.channels,
+            classes=classes,
+            **config.model_dump(exclude={"kind"}),
+        )
+
+    def describe(self, network: CapsuleNetwork) -> DynamicConfig:
+        """Read the config off the layers."""
+        return DynamicConfig(
+            kind=network.kind,
+            feature_size=network.primary_caps.conv.kernel_size[0],
+            d1=network.primary_caps.d1,
+            d2=network.output_caps.weight.shape[3],
+            iterations=network.output_caps.iterations,
+        )
+
+    def sizes(self, network: CapsuleNetwork) -> dict[str, int]:
+        """Return S, K and I."""
+        conv = network.primary_caps.conv
+        return {
+            "bottleneck_channels": conv.in_channels,
+            "feature_size": conv.kernel_size[0],
+            "primary_capsules": network.output_caps.weight.shape[1],
+        }
+
+    def exported(self, outputs: CapsuleOutput) -> tuple[Tensor, ...]:
+        """Return lengths and poses as they are."""
+        return tuple(outputs)
+
+    def operators(self) -> tuple[OnnxOperator, ...]:
+        """Return the routing."""
+        from capsprune.capsules.routing_op import ROUTING  # which takes onnx to import
+
+        return (ROUTING,)
+
+    def trace(self, network: CapsuleNetwork) -> CapsuleTrace:
+        """Return what looks into primary capsules and routing."""
+        return CapsuleTrace(network)
+
+    def details(self, config: DynamicConfig) -> dict[str, Any]:
+        """Return the routing iterations."""
+        return {"routing_iterations": config.iterations}
+
+    def words(self, network: CapsuleNetwork, features: FeatureMap) -> str:
+        """Say how many capsules there are."""
+        return (
+            f"{features.channels} channels make {network.primary_caps.capsules} primary capsules, "
+            f"routed to {len(network.output_caps.weight)} output capsules"
+        )
+
+
+DYNAMIC_HEAD = DynamicHead()
