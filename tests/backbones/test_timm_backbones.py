@@ -11,7 +11,13 @@ from capsprune.backbones.registry import backbone, backbone_arguments, build_bac
 from capsprune.backbones.trunk import trunk_of, trunk_output
 from capsprune.backbones.weights import initialise
 from capsprune.capsules import CapsuleNetwork
-from capsprune.checkpoint import DataDescription, describe, load_checkpoint, save_checkpoint
+from capsprune.checkpoint import (
+    Blueprint,
+    DataDescription,
+    describe,
+    load_checkpoint,
+    save_checkpoint,
+)
 from capsprune.data.preprocessing import IMAGENET_MEAN, Preprocessing
 from capsprune.errors import CheckpointError, ModelError
 from capsprune.export.onnx_file import export_onnx
@@ -105,7 +111,7 @@ def test_a_pruned_network_of_timm_is_saved_and_exported(capsules, tmp_path):
     data = DataDescription(
         name="digits", class_names=("a", "b", "c"), image_size=SIZE, mean=shown.mean, std=shown.std
     )
-    described = describe(network, model=name, arguments={}, data=data, parent=None, metrics={})
+    described = describe(network, Blueprint(name, {}, data), parent=None, metrics={})
     save_checkpoint(tmp_path / "saved", network, described)
     loaded = load_checkpoint(tmp_path / "saved")
     assert loaded.architecture.data.preprocessing.mean == (0.5, 0.5, 0.5)
