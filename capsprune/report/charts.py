@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
+from importlib import resources
 from typing import Any, Literal
 
 import altair as alt
@@ -25,31 +26,10 @@ Mode = Literal["light", "dark"]
 Record = dict[str, Any]
 Panel = alt.LayerChart
 
+_THEME = (resources.files("capsprune.report") / "assets/theme.json").read_text(encoding="utf-8")
 #: For light and for dark. The series begin with the paper's blue for finetuned and red for frozen,
 #: after Okabe and Ito, darkened or lightened where they would not stand out from the surface.
-COLOURS: dict[str, tuple[str, str]] = {
-    "page": ("#f6f7f9", "#0f1216"),
-    "surface": ("#ffffff", "#171b21"),
-    "ink": ("#1a1f26", "#e7eaee"),
-    "quiet": ("#586271", "#a0aab8"),
-    "rule": ("#dfe3e8", "#2c333d"),
-    "grid": ("#e9ecf0", "#262c35"),
-    "link": ("#005f96", "#6cc0f0"),
-    "faint": ("#7d8794", "#8791a0"),
-    "good": ("#00694b", "#4fd6a9"),
-    "bad": ("#a83f00", "#ff9d5c"),
-    "series-1": ("#0072b2", "#56b4e9"),
-    "series-2": ("#d55e00", "#ff8a3d"),
-    "series-3": ("#00875f", "#1fbf8f"),
-    "series-4": ("#b0578c", "#e08dbb"),
-    "series-5": ("#9a7400", "#e6b800"),
-    "series-6": ("#5d6570", "#c3cad3"),
-    "series-7": ("#4094c9", "#a5d6f4"),
-    "series-8": ("#d07a33", "#ffc59c"),
-}
-#: Of networks: two trunks with capsules, and in paler colours with a linear head.
-_PAIRED = (1, 2, 7, 8, 3, 4, 5, 6)
-SHAPES = ("circle", "diamond", "square", "triangle-up", "cross", "triangle-down", "triangle-right")
+COLOURS: dict[str, tuple[str, str]] = json.loads(_THEME)["colours"]
 SOLID, DASHED, DOTTED = [1, 0], [6, 3], [2, 3]
 DASHES = (SOLID, DASHED, DOTTED, [8, 3, 2, 3], [12, 4], [4, 2, 1, 2])
 
@@ -141,57 +121,12 @@ def library() -> str:
 
 def theme(mode: Mode) -> dict[str, Any]:
     """Return Vega-Lite's configuration: the colours of one mode, sizes and distances."""
-    colour = {name: pair[mode == "dark"] for name, pair in COLOURS.items()}
-    text = {"labelColor": colour["ink"], "titleColor": colour["quiet"], "titleFontWeight": "normal"}
-    sizes = {"labelFontSize": 11, "titleFontSize": 12}
-    return {
-        "background": colour["surface"],
-        "font": "sans-serif",
-        "view": {"stroke": None},
-        "axis": text
-        | sizes
-        | {
-            "domainColor": colour["faint"],
-            "tickColor": colour["faint"],
-            "gridColor": colour["grid"],
-            "labelOverlap": True,
-            "labelFlush": False,
-            "titlePadding": 8,
-        },
-        "legend": text
-        | sizes
-        | {
-            "orient": "bottom",
-            "direction": "horizontal",
-            "labelLimit": 0,
-            "symbolOpacity": 1,
-            "offset": 16,
-            "layout": {"bottom": {"anchor": "start", "direction": "vertical", "margin": 10}},
-        },
-        "title": {
-            "anchor": "start",
-            "frame": "group",
-            "color": colour["ink"],
-            "fontSize": 13,
-            "fontWeight": 600,
-            "subtitleColor": colour["quiet"],
-            "subtitleFontSize": 12,
-            "offset": 10,
-        },
-        "range": {
-            "category": [colour[name] for name in colour if name.startswith("series-")],
-            "ordinal": [colour[f"series-{number}"] for number in _PAIRED],
-            "symbol": list(SHAPES),
-        },
-        "style": {
-            "solid": {"stroke": colour["surface"], "strokeWidth": 0.8},
-            "hollow": {"fill": colour["surface"], "strokeWidth": 1.6},
-            "chosen": {"stroke": colour["ink"], "strokeWidth": 1.3},
-            "ink": {"stroke": colour["ink"], "fill": colour["ink"], "color": colour["ink"]},
-            "joining": {"stroke": colour["quiet"]},
-            "words": {"fill": colour["ink"], "fontSize": 11},
-        },
-    }
+
+    def colour(name: re.Match[str]) -> str:
+        return f'"{COLOURS[name[1]][mode == "dark"]}"'
+
+    config: dict[str, Any] = json.loads(re.sub('"--([^"]+)"', colour, _THEME))["config"]
+    return config
 
 
 def title(text: str, up: str) -> alt.TitleParams:

@@ -10,9 +10,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
 from capsprune.report.claims import RULE, Claim
-from capsprune.report.columns import IDENTITY, NOT_AVAILABLE, Column, table_columns, written
-from capsprune.report.results import Backbone, Cell, Results, Row, Spread
+from capsprune.report.columns import IDENTITY, NOT_AVAILABLE, table_columns, written
+from capsprune.report.results import Backbone, Cell, Results, Spread, grouped
 
 if TYPE_CHECKING:
     from capsprune.report.charts import Figure
@@ -21,6 +23,20 @@ if TYPE_CHECKING:
 _CELL = ("source", "run", "data", "backbone", "pruned", "trunk", "head", "seed")
 _METERS = ("memory_meter", "energy_meter")
 _FORMULA = ("=", "+", "-", "@")
+#: Of the tables, by whether they are of linear heads.
+_TITLES = {
+    False: "Capsule networks, as in Table 1 of the paper",
+    True: "Linear controls: the same trunks without capsules",
+}
+#: Of backbones: heading, value, scale, digits.
+_OF_BACKBONES: dict[str, tuple[str, float, int | None]] = {
+    "MACs of a forward pass (M)": ("forward_macs", 1e-6, None),
+    "Parameters (M)": ("parameters", 1e-6, None),
+    "Accuracy before fine-tuning (%)": ("accuracy_before_finetuning", 100, 2),
+    "Accuracy (%)": ("accuracy", 100, 2),
+}
+#: Title, headings, lines, and how many of the columns are words.
+TextTable = tuple[str, list[str], list[list[str]], int]
 
 
 def markdown(
@@ -34,36 +50,25 @@ def markdown(
         figures: that were drawn.
         folder: where their pictures are, from the report.
     """
-    parts = [f"# {_line_of(results.title)}"]
-    for title, rows in tables(results):
-        parts += [f"## {title}", _table(rows)]
-    if results.backbones:
-        parts += ["## Backbones with their own linear classifier", _backbones(results)]
-    if claims:
-        parts += ["## What holds, and what does not", RULE, _claims(claims)]
-    for figure in figures:
-        title, caption = _line_of(figure.title), _line_of(figure.caption)
-        parts += [f"## {title}", f"![{title}]({folder}/{figure.name}.png)", caption]
-    if results.missing:
-        parts += ["## What is missing", _list(f"{k}: {v}" for k, v in results.missing.items())]
-    if results.notes:
-        parts += ["## How it was measured", _list(results.notes)]
-    return "\n\n".join(parts) + "\n"
-
-
-def tables(results: Results) -> list[tuple[str, list[Row]]]:
-    """Give the report's tables: those of capsule networks, and those of their linear controls.
-
-    Returns:
-        Their titles and rows; none that is empty.
-    """
-    capsules = [row for row in results.rows if row.head == "capsules"]
-    controls = [row for row in results.rows if row.head == "linear"]
-    both = [
-        ("Capsule networks, as in Table 1 of the paper", capsules),
-        ("Linear controls: the same trunks without capsules", controls),
-    ]
-    return [(title, rows) for title, rows in both if rows]
+    environment = Environment(
+        loader=PackageLoader("capsprune.report", "assets"),
+        # Markdown is escaped by these filters; HTML in it too.
+        autoescape=False,
+        trim_blocks=True,
+        undefined=StrictUndefined,
+    )
+    environment.filters |= {"inline": escaped, "line": _line_of}
+    text = environment.get_template("report.md").render(
+        title=results.title,
+        tables=[*plain_tables(results, further=True), *_backbones(results)],
+        rule=RULE,
+        claims=[(claim.statement, claim.verdict, claim.evidence) for claim in claims],
+        figures=figures,
+        folder=folder,
+        missing=results.missing,
+        notes=results.notes,
+    )
+    return re.sub("\n{3,}", "\n\n", text).rstrip("\n") + "\n"
 
 
 def results_csv(results: Results) -> str:
@@ -102,24 +107,23 @@ def plain_rows(results: Results) -> list[dict[str, Any]]:
     ]
 
 
-def plain_tables(results: Results) -> list[tuple[str, list[str], list[list[str]], int]]:
-    """Give the columns of Table 1 as text, for capsule networks and for linear controls.
+def plain_tables(results: Results, further: bool = False) -> list[TextTable]:
+    """Give the tables as text: those of capsule networks, and those of linear baselines.
 
-    Returns:
-        Title, headings and lines of each, and how many of its columns are words.
+    Args:
+        results: what to report.
+        further: have the columns too that Table 1 of the paper does not have.
     """
-    plain = []
-    for title, rows in tables(results):
-        columns = _without_head(table_columns(rows, further=False))
-        lines = [[column.text(row) for column in columns] for row in rows]
-        words = sum(column in IDENTITY for column in columns)
-        plain.append((title, [column.heading for column in columns], lines, words))
-    return plain
-
-
-def _without_head(columns: Iterable[Column]) -> list[Column]:
-    """Leave out what a table's title says."""
-    return [column for column in columns if column.key != "head"]
+    found = []
+    for linear, title in _TITLES.items():
+        rows = [row for row in results.rows if (row.head == "linear") == linear]
+        # What a table's title says is left out.
+        columns = [c for c in table_columns(rows, further=further) if c.key != "head"]
+        if rows:
+            lines = [[column.text(row) for column in columns] for row in rows]
+            words = sum(column in IDENTITY for column in columns)
+            found.append((title, [column.heading for column in columns], lines, words))
+    return found
 
 
 def _line(cell: Cell, names: Iterable[str]) -> list[object]:
@@ -136,41 +140,23 @@ def _no_formula(value: object) -> object:
     return f"'{text}" if text.startswith(_FORMULA) else text
 
 
-def _table(rows: Sequence[Row]) -> str:
-    columns = _without_head(table_columns(rows))
-    return _grid(
-        [column.heading for column in columns],
-        [[column.text(row) for column in columns] for row in rows],
-        words=sum(column in IDENTITY for column in columns),
+def _backbones(results: Results) -> list[TextTable]:
+    """Return the table of the unpruned and pruned backbones, over their seeds."""
+    groups = grouped(
+        results.backbones, lambda b: (b.data, b.backbone, results.source_of(b), b.stage, b.pruned)
     )
-
-
-def _backbones(results: Results) -> str:
-    """The unpruned and pruned backbones, over their seeds."""
-    groups: dict[tuple[str, str, str, str, int], list[Backbone]] = {}
-    for one in results.backbones:
-        key = (one.data, one.backbone, results.source_of(one), one.stage, one.pruned)
-        groups.setdefault(key, []).append(one)
     several = any(source for _, _, source, _, _ in groups)
-    lines = []
-    for (data, name, source, stage, pruned), of_group in sorted(groups.items()):
-        what = "baseline" if stage == "baseline" else f"{pruned} % pruned"
-        lines.append(
-            [
-                *([source or "a run"] if several else []),
-                data,
-                name,
-                what,
-                _figure(of_group, "forward_macs", 1e-6),
-                _figure(of_group, "parameters", 1e-6),
-                _figure(of_group, "accuracy_before_finetuning", 100, 2),
-                _figure(of_group, "accuracy", 100, 2),
-            ]
-        )
-    heading = ["Source"] if several else []
-    heading += ["Data set", "Backbone", "", "MACs of a forward pass (M)", "Parameters (M)"]
-    heading += ["Accuracy before fine-tuning (%)", "Accuracy (%)"]
-    return _grid(heading, lines, words=3 + several)
+    lines = [
+        [
+            *([source or "a run"] if several else []),
+            *(data, name, "baseline" if stage == "baseline" else f"{pruned} % pruned"),
+            *(_figure(group, *figure) for figure in _OF_BACKBONES.values()),
+        ]
+        for (data, name, source, stage, pruned), group in sorted(groups.items())
+    ]
+    words = [*(["Source"] if several else []), "Data set", "Backbone", ""]
+    title = "Backbones with their own linear classifier"
+    return [(title, [*words, *_OF_BACKBONES], lines, len(words))] if lines else []
 
 
 def _figure(
@@ -178,40 +164,6 @@ def _figure(
 ) -> str:
     found = [scale * one.values[value] for one in backbones if value in one.values]
     return written(Spread.of(found), digits) if found else NOT_AVAILABLE
-
-
-def _claims(claims: Sequence[Claim]) -> str:
-    return _grid(
-        ["Claim", "Verdict", "Evidence"],
-        [[claim.statement, claim.verdict, claim.evidence] for claim in claims],
-        words=3,
-        strong=1,
-    )
-
-
-def _grid(
-    heading: Sequence[str], lines: Iterable[Sequence[str]], words: int, strong: int | None = None
-) -> str:
-    """Write a table whose first columns are words, and the others figures.
-
-    Args:
-        heading: of the columns.
-        lines: of the table.
-        words: how many columns are words.
-        strong: which column is in bold type.
-    """
-    rule = ["---" if place < words else "--:" for place in range(len(heading))]
-    cells = [
-        [f"**{escaped(cell)}**" if place == strong else escaped(cell) for place, cell in line]
-        for line in map(enumerate, lines)
-    ]
-    return "\n".join(
-        "| " + " | ".join(line) + " |" for line in ([escaped(one) for one in heading], rule, *cells)
-    )
-
-
-def _list(items: Iterable[str]) -> str:
-    return "\n".join(f"- {_line_of(item)}" for item in items)
 
 
 #: What means something in Markdown wherever it stands; "_" does not within a word.
