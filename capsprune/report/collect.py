@@ -238,10 +238,10 @@ class _Reader:
             stage=stage,
             seed=run.seed,
             values=_figures(summary),
-            epochs=self._rows(run.path(stage) / "metrics.jsonl", Epoch, name),
+            epochs=self._read(read_rows, run.path(stage) / "metrics.jsonl", Epoch, name),
             source=source,
         )
-        candidates = self._rows(run.path(stage) / "candidates.jsonl", Candidate, name)
+        candidates = self._read(read_rows, run.path(stage) / "candidates.jsonl", Candidate, name)
         if candidates:
             self.searches[record.id] = Search(
                 run=name,
@@ -258,7 +258,7 @@ class _Reader:
         self, run: Run, name: str, stage: Literal["caps", "linear"], pruned: int, source: str
     ) -> None:
         summary = run.stages[stage].summary
-        described = self._object(run.path(stage) / "architecture.json", Described, name)
+        described = self._read(read_object, run.path(stage) / "architecture.json", Described, name)
         shape = {}
         if described:
             data = described["data"]
@@ -275,7 +275,7 @@ class _Reader:
                 values=_figures(summary) | shape,
                 memory_meter=summary.get("memory_meter"),
                 energy_meter=summary.get("energy_meter"),
-                epochs=self._rows(run.path(stage) / "metrics.jsonl", Epoch, name),
+                epochs=self._read(read_rows, run.path(stage) / "metrics.jsonl", Epoch, name),
                 source=source,
             )
         )
@@ -301,7 +301,7 @@ class _Reader:
         their weights alone.
         """
         source = path.parent.name
-        profile = self._object(path, SweepProfile, source)
+        profile = self._read(read_object, path, SweepProfile, source)
         if profile is None:
             self.miss(source, "its networks were not profiled")
         for label, variant in profile["variants"].items() if profile else ():
@@ -359,12 +359,6 @@ class _Reader:
             else cell
             for cell in self.cells
         ]
-
-    def _rows(self, path: Path, kind: Any, run: str) -> Any:
-        return self._read(read_rows, path, kind, run)
-
-    def _object(self, path: Path, kind: Any, run: str) -> Any:
-        return self._read(read_object, path, kind, run)
 
     def _read(self, read: Callable[[Path, Any], Any], path: Path, kind: Any, run: str) -> Any:
         """Read a file, or note that it is damaged; then there is nothing in it."""

@@ -120,9 +120,7 @@ FURTHER = (
 )
 
 
-def table_columns(
-    rows: Sequence[Row], *, identity: bool = True, paper: bool = True, further: bool = True
-) -> list[Column]:
+def table_columns(rows: Sequence[Row], *, further: bool = True) -> list[Column]:
     """Give the columns for some rows, their meters named in the headings.
 
     Those of the paper are all there, empty or not, but for the sizes of a capsule head where no row
@@ -130,39 +128,32 @@ def table_columns(
 
     Args:
         rows: the table's.
-        identity: begin with which configuration a row is.
-        paper: have the columns of Table 1.
         further: have those that the paper does not have.
     """
-    chosen: list[Column] = []
-    if identity:
-        alike = {(row.data, row.backbone) for row in rows}
-        several = len({(row.data, row.backbone, row.source) for row in rows}) > len(alike)
-        chosen += [column for column in IDENTITY if several or column.key != "source"]
-    if paper:
-        capsules = any(row.head == "capsules" for row in rows)
-        chosen += [c for c in PAPER if capsules or c.key not in ("bottleneck", "capsules")]
-    if further:
-        chosen += [
-            column
-            for column in FURTHER
-            if column.words is not None
-            or column.key == _ENERGY.key
-            or any(column.number(row) is not None for row in rows)
-        ]
+    alike = {(row.data, row.backbone) for row in rows}
+    several = len({(row.data, row.backbone, row.source) for row in rows}) > len(alike)
+    capsules = any(row.head == "capsules" for row in rows)
+    chosen = [column for column in IDENTITY if several or column.key != "source"]
+    chosen += [c for c in PAPER if capsules or c.key not in ("bottleneck", "capsules")]
+    chosen += [
+        column
+        for column in (FURTHER if further else ())
+        if column.words is not None
+        or column.key == _ENERGY.key
+        or any(column.number(row) is not None for row in rows)
+    ]
     cells = [cell for row in rows for cell in row.cells]
     return [_metered(column, cells) for column in chosen]
 
 
 def _metered(column: Column, cells: Iterable[Cell]) -> Column:
     """Name in the unit what measured memory or energy: they cannot be told apart otherwise."""
-    if column.key == _MEMORY.key:
-        meters = {cell.memory_meter for cell in cells if "peak_memory_mb" in cell.values}
-    elif column.key == _ENERGY.key:
-        meters = {cell.energy_meter for cell in cells if "energy_joules" in cell.values}
-    else:
+    if column.key not in (_MEMORY.key, _ENERGY.key):
         return column
-    named = sorted(meter for meter in meters if meter)
-    if not named:
-        return column
-    return replace(column, unit=f"{column.unit}, {' or '.join(named)}")
+    meters = {
+        cell.memory_meter if column.key == _MEMORY.key else cell.energy_meter
+        for cell in cells
+        if column.value in cell.values
+    }
+    named = " or ".join(sorted(meter for meter in meters if meter))
+    return replace(column, unit=f"{column.unit}, {named}") if named else column

@@ -26,7 +26,7 @@ _FORMULA = ("=", "+", "-", "@")
 #: Of the tables, by whether they are of linear heads.
 _TITLES = {
     False: "Capsule networks, as in Table 1 of the paper",
-    True: "Linear controls: the same trunks without capsules",
+    True: "Linear baselines: the same trunks without capsules",
 }
 #: Of backbones: heading, value, scale, digits.
 _OF_BACKBONES: dict[str, tuple[str, float, int | None]] = {

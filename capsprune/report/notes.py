@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 
-from capsprune.report.results import Cell, Latency, Row
+from capsprune.report.results import Cell, Latency, Row, grouped
 
 
 def notes_on(
@@ -23,12 +23,11 @@ def notes_on(
     """
     cells = [cell for row in rows for cell in row.cells]
     notes = []
-    by_source: dict[tuple[str, str], list[Cell]] = {}
-    for row in rows:
-        by_source.setdefault((row.data, row.source), []).extend(row.cells)
-    for (data, source), of_source in by_source.items():
+    by_source = grouped(rows, lambda row: (row.data, row.source))
+    for (data, source), group in by_source.items():
         several = sum(other == data for other, _ in by_source) > 1
-        notes.append(_scale(f"{data} ({source})" if several and source else data, of_source))
+        trained = [cell for row in group for cell in row.cells]
+        notes.append(_scale(f"{data} ({source})" if several and source else data, trained))
     notes += [f"Starting weights of the backbones: {name}." for name in sorted(weights)]
     for part in sorted(part for part in parts if part < 1):
         notes.append(f"There was training on a part of the training images alone: {part:.3g}.")

@@ -26,6 +26,13 @@ _SIGNS: dict[Verdict, str] = {
     "undecided": "≈",
     "cannot be told": "?",
 }
+#: Name, title, whether its heads are linear, and what it says.
+_TABLES = (
+    ("networks", "Networks with capsules", False,
+     "Figures are means ± standard deviations over seeds. Press a heading to sort."),
+    ("baselines", "Linear baselines on the same pruned backbones", True,
+     "Trained like the networks with capsules, with a linear classifier instead."),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -71,7 +78,7 @@ def write_page(
     )
     environment.filters["prose"] = _prose
     tally = Counter(claim.verdict for claim in claims)
-    tables = [table for table in _tables(results.rows) if table.rows]
+    tables = _tables(results.rows)
     charts = {figure.name: figure.spec for figure in figures}
     themes = {mode: theme(mode) for mode in ("light", "dark")}
     text = environment.get_template("page.html").render(
@@ -79,7 +86,15 @@ def write_page(
         summary=_summary(results),
         colours=COLOURS,
         style=Markup(_asset("page.css")),
-        contents=_contents(results, claims, tables, figures),
+        contents=[
+            name
+            for name, content in (
+                *(("claims", claims), *((table.name, table.rows) for table in tables)),
+                *((figure.name, figure.panels) for figure in figures),
+                *(("notes", results.notes), ("missing", results.missing)),
+            )
+            if content
+        ],
         claims=claims,
         told=[claim for claim in claims if claim.verdict != "cannot be told"],
         untold=[claim for claim in claims if claim.verdict == "cannot be told"],
@@ -136,46 +151,12 @@ def _list(thing: str, names: Iterable[str]) -> str:
     return " and ".join(distinct) if len(distinct) < 3 else ", ".join(distinct)
 
 
-def _contents(
-    results: Results,
-    claims: Sequence[Claim],
-    tables: Sequence[_Table],
-    figures: Sequence[Figure],
-) -> list[tuple[str, str]]:
-    return [
-        *([("claims", "Claims")] if claims else []),
-        *((table.name, table.name.capitalize()) for table in tables),
-        *((figure.name, figure.name.capitalize()) for figure in figures),
-        *([("notes", "Notes")] if results.notes else []),
-        *([("missing", "Missing")] if results.missing else []),
-    ]
-
-
 def _tables(rows: Sequence[Row]) -> list[_Table]:
-    capsules = [row for row in rows if row.head != "linear"]
-    linear = [row for row in rows if row.head == "linear"]
-    return [
-        _Table(
-            "networks",
-            "Networks with capsules",
-            _caption(
-                capsules,
-                "Figures are means ± standard deviations over seeds. Press a heading to sort.",
-            ),
-            capsules,
-        ),
-        _Table(
-            "baselines",
-            "Linear baselines on the same pruned backbones",
-            _caption(
-                linear,
-                "Trained like the networks with capsules, with a linear classifier instead.",
-            ),
-            linear,
-        ),
-    ]
-
-
-def _caption(rows: Sequence[Row], text: str) -> str:
-    data = {row.data for row in rows}
-    return f"Data set: {data.pop()}. {text}" if len(data) == 1 else text
+    """Return the tables of capsule networks and of linear baselines, if they have rows."""
+    found = []
+    for name, title, linear, caption in _TABLES:
+        chosen = [row for row in rows if (row.head == "linear") == linear]
+        data = {row.data for row in chosen}
+        about = f"Data set: {data.pop()}. {caption}" if len(data) == 1 else caption
+        found.append(_Table(name, title, about, chosen))
+    return [table for table in found if table.rows]

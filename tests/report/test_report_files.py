@@ -91,7 +91,7 @@ def test_the_markdown_links_its_figures_and_names_what_is_missing(report):
     assert "| digits | mobilenet_v1 | finetuned | 50 | 512 | 64 | 1.50 | 700 |" in text
     assert "81.10 ± 0.14" in text
     assert "mobilenet_v1-50-frozen-s1: not begun" in text
-    assert "## Linear controls" in text
+    assert "## Linear baselines" in text
     assert "**holds**" in text
     for name in ("figure3", "latency"):
         assert f"](figures/{name}.png)" in text
