@@ -14,7 +14,13 @@ from capsprune.backbones.registry import (
 from capsprune.backbones.trunk import trunk_of, trunk_output
 from capsprune.backbones.weights import initialise
 from capsprune.capsules import CapsuleNetwork
-from capsprune.checkpoint import DataDescription, describe, load_checkpoint, save_checkpoint
+from capsprune.checkpoint import (
+    Blueprint,
+    DataDescription,
+    describe,
+    load_checkpoint,
+    save_checkpoint,
+)
 from capsprune.errors import ModelError
 from capsprune.pruning.channels import prune_channels
 from capsprune.pruning.cost import CostModel, count_macs, count_parameters
@@ -95,9 +101,7 @@ def test_it_is_pruned_and_saved(capsules, tmp_path):
     data = DataDescription(
         name="digits", class_names=("a", "b", "c"), image_size=SIZE, mean=shown.mean, std=shown.std
     )
-    described = describe(
-        network, model="toy", arguments=arguments, data=data, parent=None, metrics={}
-    )
+    described = describe(network, Blueprint("toy", arguments, data), parent=None, metrics={})
     save_checkpoint(tmp_path / "saved", network, described)
     loaded = load_checkpoint(tmp_path / "saved").network
     for key, value in network.state_dict().items():
