@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import nn
 
 from capsprune.backbones.headed import HeadedNetwork
+from capsprune.backbones.trunk import trunk_output
 from capsprune.capsules.head import Head, HeadConfig
 from capsprune.capsules.heads import HEADS
 from capsprune.checkpoint import load_checkpoint
@@ -80,6 +81,7 @@ def votes(monkeypatch):
     return HEADS.register("votes", "votes at each position")(VotesHead())
 
 
+@pytest.mark.slow
 def test_it_goes_through_all_stages(tmp_path):
     with open_run(tmp_path, "own", None, create=True) as run:
         session = Session(run, "cpu")
@@ -115,8 +117,8 @@ def test_it_goes_through_all_stages(tmp_path):
         np.testing.assert_allclose(probabilities.sum(1), 1, atol=1e-5)
 
         costs = inspect_run(run, InspectOptions())["caps"]
-        channels, positions = network.votes.in_channels, 2 * 2
-        assert costs["head_macs"] == channels * 10 * positions
+        channels, size = trunk_output(network.trunk, 16)
+        assert costs["head_macs"] == channels * 10 * size**2
         assert costs["forward_macs"] == costs["trunk_macs"] + costs["head_macs"]
         # Of a frozen trunk, as the paper counts; the head is a convolution.
         assert costs["training_flops"] == 2 * costs["forward_macs"]
