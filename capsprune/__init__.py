@@ -1,3 +1,50 @@
-"""capsprune: prune a backbone, put a capsule head on it, export it to ONNX, profile it."""
+"""capsprune: prune a backbone, put a capsule head on it, export it to ONNX, profile it.
+
+The commands are functions, each with the options of its command:
+
+    >>> import capsprune
+    >>> pruned = capsprune.prune(model="resnet50", flops=0.5)  # doctest: +SKIP
+    >>> caps = capsprune.attach_capsules()  # doctest: +SKIP
+    >>> exported = capsprune.export_onnx()  # doctest: +SKIP
+    >>> session = capsprune.session(exported.path / "model.onnx")  # doctest: +SKIP
+
+Names are imported when they are first used: `import capsprune` alone loads nothing.
+"""
+
+from typing import TYPE_CHECKING
+
+from capsprune.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from capsprune.api import analyse, attach_capsules, export_onnx, profile, prune, train
+    from capsprune.checkpoint import load_checkpoint
+    from capsprune.runtime.sessions import op_library, session
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "analyse",
+    "attach_capsules",
+    "export_onnx",
+    "load_checkpoint",
+    "op_library",
+    "profile",
+    "prune",
+    "session",
+    "train",
+]
+
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "analyse": "api",
+        "attach_capsules": "api",
+        "export_onnx": "api",
+        "load_checkpoint": "checkpoint",
+        "op_library": "runtime.sessions",
+        "profile": "api",
+        "prune": "api",
+        "session": "runtime.sessions",
+        "train": "api",
+    },
+)
