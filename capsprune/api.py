@@ -1,8 +1,8 @@
 """The commands as functions: what `import capsprune` offers.
 
-Each takes the options of its command, as an instance of the command's model in `capsprune.options` or
-by keyword, and by keyword those of the run: `run`, `runs_dir`, `seed`, `device`, `overwrite`. Where an
-option names an entry of a table (`criterion`, `sampler`, `head`), the entry itself will do too.
+Each takes the options of its command, as an instance of the command's model in `capsprune.options`
+or by keyword, and by keyword those of the run: `run`, `runs_dir`, `seed`, `device`, `overwrite`.
+Where an option names an entry of a table (`criterion`, `sampler`), the entry itself will do too.
 """
 
 from __future__ import annotations
@@ -162,8 +162,8 @@ def export_onnx(
     Example:
         >>> import capsprune
         >>> exported = capsprune.export_onnx()
-        >>> file = exported.path / "model.onnx"
-        >>> [output.name for output in capsprune.session(file).get_outputs()]
+        >>> session = capsprune.session(exported.summary["path"])
+        >>> [output.name for output in session.get_outputs()]
         ['class_probabilities', 'poses']
     """
     return _perform("export", options, values, progress)

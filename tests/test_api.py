@@ -16,6 +16,7 @@ from capsprune.options import PruneOptions
 COMMANDS = ("train", "prune", "attach_capsules", "export_onnx", "profile", "analyse")
 
 
+@pytest.mark.slow
 def test_the_examples_of_the_commands_run_in_order(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     runner = doctest.DocTestRunner()

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from capsprune.backbones.registry import backbone_arguments, build_backbone
-from capsprune.export import export_onnx
+from capsprune.export import write_onnx
 from capsprune.export.ort import onnxruntime
 from capsprune.pipeline.prunable import Prunable
 from capsprune.pruning.channels import prune_channels
@@ -85,7 +85,7 @@ def main() -> None:
 
 
 def _export(network: torch.nn.Module, file: Path, size: int) -> Path:
-    export_onnx(
+    write_onnx(
         network,
         file,
         image_size=size,

@@ -26,7 +26,7 @@ from capsprune.backbones.registry import BACKBONES, backbone, backbone_arguments
 from capsprune.backbones.trunk import trunk_of, trunk_output
 from capsprune.capsules import CapsuleNetwork
 from capsprune.errors import CapspruneError
-from capsprune.export import export_onnx
+from capsprune.export import write_onnx
 from capsprune.pruning.channels import prune_channels
 from capsprune.pruning.cost import CostModel, count_macs, count_parameters
 from capsprune.pruning.drawing import propose
@@ -118,7 +118,7 @@ def with_capsules(name: str, pruned: nn.Module, images: Tensor) -> tuple[int, fl
         trunk, channels=channels, feature_size=feature_size, classes=CLASSES
     ).eval()
     with tempfile.TemporaryDirectory() as folder:
-        report = export_onnx(
+        report = write_onnx(
             network,
             Path(folder) / "model.onnx",
             image_size=images.shape[-1],

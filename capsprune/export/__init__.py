@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING
 from capsprune.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from capsprune.export.onnx_file import ExportReport, export_onnx, translations
+    from capsprune.export.onnx_file import ExportReport, translations, write_onnx
     from capsprune.export.parity import Parity, measure_parity, require_parity
 
 __all__ = [
     "ExportReport",
     "Parity",
-    "export_onnx",
     "measure_parity",
     "require_parity",
     "translations",
+    "write_onnx",
 ]
 
 __getattr__ = lazy_names(
@@ -27,7 +27,7 @@ __getattr__ = lazy_names(
     {
         "ExportReport": "onnx_file",
         "Parity": "parity",
-        "export_onnx": "onnx_file",
+        "write_onnx": "onnx_file",
         "measure_parity": "parity",
         "require_parity": "parity",
         "translations": "onnx_file",

@@ -60,7 +60,7 @@ class ExportReport:
         return {**asdict(self), "path": str(self.path), "batches": list(self.batches)}
 
 
-def export_onnx(
+def write_onnx(
     network: nn.Module,
     path: Path,
     *,
@@ -170,7 +170,7 @@ def translations() -> dict[Any, Callable[..., Any]]:
     """Return what `torch.onnx.export(..., dynamo=True)` takes as its `custom_translation_table`.
 
     With it PyTorch writes a network with a head, or what it is a part of, in standard ops of ONNX;
-    the opset must be 18 or later, as it is by default. `export_onnx` writes nodes that may have a
+    the opset must be 18 or later, as it is by default. `write_onnx` writes nodes that may have a
     kernel of their own, and verifies the file.
     """
     return {operator.target: operator.standard for operator in onnx_operators().values()}

@@ -13,7 +13,7 @@ from torch import Tensor
 from capsprune.checkpoint import Architecture, Checkpoint, load_checkpoint, read_architecture
 from capsprune.data.transforms import EvaluationTransform
 from capsprune.errors import DataError, ExportError
-from capsprune.export import export_onnx
+from capsprune.export import write_onnx
 from capsprune.files import dump_json, replacing
 from capsprune.options import ExportOptions
 from capsprune.pipeline.session import Session
@@ -125,7 +125,7 @@ def export_checkpoint(
 ) -> dict[str, Any]:
     """Export a network and verify the file on images."""
     described = checkpoint.architecture
-    report = export_onnx(
+    report = write_onnx(
         checkpoint.network,
         target,
         image_size=described.data.image_size,

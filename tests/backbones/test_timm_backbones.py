@@ -20,7 +20,7 @@ from capsprune.checkpoint import (
 )
 from capsprune.data.preprocessing import IMAGENET_MEAN, Preprocessing
 from capsprune.errors import CheckpointError, ModelError
-from capsprune.export.onnx_file import export_onnx
+from capsprune.export.onnx_file import write_onnx
 from capsprune.pruning.channels import prune_channels
 from capsprune.pruning.cost import CostModel, count_parameters
 from capsprune.pruning.groups import find_groups
@@ -120,7 +120,7 @@ def test_a_pruned_network_of_timm_is_saved_and_exported(capsules, tmp_path):
     if capsules:
         expected, actual = expected.class_probabilities, actual.class_probabilities
     assert torch.equal(expected, actual)
-    report = export_onnx(
+    report = write_onnx(
         loaded.network,
         tmp_path / "model.onnx",
         image_size=SIZE,

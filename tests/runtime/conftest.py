@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from capsprune.capsules import CapsuleNetwork
-from capsprune.export import export_onnx
+from capsprune.export import write_onnx
 
 SIZE = 16
 
@@ -23,7 +23,7 @@ def _trunk(width: int) -> nn.Sequential:
 
 def _write(network: nn.Module, path: Path, **options) -> Path:
     images = torch.randn(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
-    export_onnx(
+    write_onnx(
         network,
         path,
         image_size=SIZE,

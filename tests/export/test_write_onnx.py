@@ -1,4 +1,4 @@
-"""Files written by `export_onnx`, and what happens when one cannot be."""
+"""Files written by `write_onnx`, and what happens when one cannot be."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch import nn
 import capsprune
 from capsprune.capsules import CapsuleNetwork
 from capsprune.errors import ExportError
-from capsprune.export import export_onnx, translations
+from capsprune.export import translations, write_onnx
 from capsprune.export.ort import onnxruntime
 
 SIZE = 16
@@ -67,7 +67,7 @@ def export(network, path, **options):
         "images": images(),
         "metadata": {"normalisation": '{"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}'},
     }
-    return export_onnx(network, path, **{**arguments, **options})
+    return write_onnx(network, path, **{**arguments, **options})
 
 
 @pytest.fixture(scope="module")
