@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
 from capsprune.backbones.registry import backbone, backbone_arguments, build_backbone
 from capsprune.backbones.weights import read_weights
 from capsprune.backbones.weights_file import digest
 from capsprune.checkpoint import Blueprint, Checkpoint, DataDescription, describe
 from capsprune.data.names import data_set
+from capsprune.data.sources import DataSplits
 from capsprune.files import dump_json
 from capsprune.inspection import checkpoint_costs
 from capsprune.options import ImportOptions
@@ -32,7 +35,7 @@ def import_checkpoint(options: ImportOptions, session: Session) -> StageRecord:
         CapspruneError: if the file cannot be read or fits no pruned backbone of this name, the data
             cannot be used, or the run has another baseline, or a pruned backbone already.
     """
-    run, progress = session.run, session.progress
+    run = session.run
     image_size = options.image_size or data_set(options.data).image_size
     shown = backbone(options.model).preprocessing(image_size)
     arguments = backbone_arguments(options.model, image_size)
@@ -61,29 +64,14 @@ def import_checkpoint(options: ImportOptions, session: Session) -> StageRecord:
         return record
 
     splits = session.new_data(options, image_size, new)
-    torch.manual_seed(run.seed)  # a classifier may be drawn anew
-    network = build_backbone(options.model, splits.num_classes, **arguments).eval()
-    found = read_weights(options.checkpoint, network, options.model, average=options.ema)
-    unpruned = Prunable.of(options.model, network, image_size)
-    dependencies = unpruned.dependencies
-    kept = rebuild(
-        network, dependencies, found.tensors, name=options.model, source=str(options.checkpoint)
-    )
-    ratio = float(unpruned.cost.flops_ratio(kept))
-    said = "with its classifier" if found.has_classifier else "classifier drawn anew, untrained"
-    notes = found.notes
-    if found.has_classifier:
-        notes = (*notes, f"{said} ({splits.num_classes} classes)")
-    progress.say(
-        f"{options.checkpoint} is a {options.model} with {ratio:.1%} of its FLOPs, "
-        + ", ".join(notes)
-    )
+    imported = _read(options, arguments, splits, session)
+    network = imported.network
 
     stage.begin(splits)
     # What a classifier scores that knows nothing of the classes says nothing of the backbone.
     metrics: dict[str, Any] = {}
     scored: dict[str, Any] = {}
-    if found.has_classifier:
+    if imported.has_classifier:
         score = score_network(session, network, splits.test, shown)
         metrics, scored = score.to_dict(), score_summary(score, splits.class_names)
     architecture = describe(
@@ -92,14 +80,6 @@ def import_checkpoint(options: ImportOptions, session: Session) -> StageRecord:
         parent=baseline,
         metrics=metrics,
     )
-    # Half a unit more than was removed, so that rounding down gives the same number again.
-    fractions = {
-        group.name: (group.channels - int(count) + 0.5) / group.channels
-        if count < group.channels
-        else 0.0
-        for group, count in zip(dependencies.groups, kept, strict=True)
-    }
-    strategy = Strategy(options.model, ratio, fractions)
     return stage.commit_checkpoint(
         network,
         architecture,
@@ -108,10 +88,47 @@ def import_checkpoint(options: ImportOptions, session: Session) -> StageRecord:
             "model": options.model,
             "data": options.data,
             "imported": str(options.checkpoint),
-            "classifier": said,
-            "flops_ratio": ratio,
+            "classifier": imported.classifier,
+            "flops_ratio": imported.strategy.flops,
             **scored,
             **checkpoint_costs(Checkpoint(network, architecture)),
         },
-        {"strategy.json": dump_json(strategy.to_dict(), indent=1) + "\n"},
+        {"strategy.json": dump_json(imported.strategy.to_dict(), indent=1) + "\n"},
     )
+
+
+@dataclass(frozen=True)
+class _Imported:
+    """A backbone that a file made."""
+
+    network: nn.Module
+    #: What was removed of the unpruned backbone.
+    strategy: Strategy
+    has_classifier: bool
+    #: What is said of its classifier.
+    classifier: str
+
+
+def _read(
+    options: ImportOptions, arguments: dict[str, Any], splits: DataSplits, session: Session
+) -> _Imported:
+    """Make the backbone out of the state dict.
+
+    Raises:
+        CapspruneError: if the file cannot be read or fits no pruned backbone of this name.
+    """
+    torch.manual_seed(session.run.seed)  # a classifier may be drawn anew
+    name, source = options.model, options.checkpoint
+    network = build_backbone(name, splits.num_classes, **arguments).eval()
+    found = read_weights(source, network, name, average=options.ema)
+    image_size = options.image_size or data_set(options.data).image_size
+    unpruned = Prunable.of(name, network, image_size)
+    kept = rebuild(network, unpruned.dependencies, found.tensors, name=name, source=str(source))
+    ratio = float(unpruned.cost.flops_ratio(kept))
+    said = "with its classifier" if found.has_classifier else "classifier drawn anew, untrained"
+    notes = found.notes
+    if found.has_classifier:
+        notes = (*notes, f"{said} ({splits.num_classes} classes)")
+    session.progress.say(f"{source} is a {name} with {ratio:.1%} of its FLOPs, " + ", ".join(notes))
+    strategy = Strategy.keeping(kept, name, unpruned.dependencies, ratio)
+    return _Imported(network, strategy, found.has_classifier, said)

@@ -69,6 +69,27 @@ class Strategy:
         """
         return cls(model, 1.0, dict.fromkeys(dependencies.names, 0.0))
 
+    @classmethod
+    def keeping(
+        cls, kept: NDArray[np.int64], model: str, dependencies: Dependencies, flops: float
+    ) -> Strategy:
+        """Return the strategy that keeps given numbers of units.
+
+        Args:
+            kept: in each group, [G].
+            model: the backbone.
+            dependencies: its groups.
+            flops: the FLOPs ratio that it leaves.
+        """
+        # Half a unit more than was removed, so that rounding down gives the same number again.
+        fractions = {
+            group.name: (group.channels - int(count) + 0.5) / group.channels
+            if count < group.channels
+            else 0.0
+            for group, count in zip(dependencies.groups, kept, strict=True)
+        }
+        return cls(model, flops, fractions)
+
     def to_dict(self) -> dict[str, object]:
         """Return the strategy as it is written to JSON."""
         return {

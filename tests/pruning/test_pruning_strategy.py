@@ -156,3 +156,11 @@ def test_a_pipe_or_a_device_is_no_strategy(tmp_path):
     for path in (tmp_path / "pipe", Path("/dev/zero"), tmp_path):
         with pytest.raises(StrategyError, match="is no regular file"):
             read_strategy(path, "tiny")
+
+
+@given(stem=st.integers(1, 16), inner=st.integers(1, 24))
+def test_counts_become_a_strategy_that_gives_them_again(shared_tiny, stem, inner):
+    dependencies = shared_tiny.dependencies
+    strategy = Strategy.keeping(np.array([stem, inner]), "tiny", dependencies, 0.5)
+    assert strategy.kept(dependencies).tolist() == [stem, inner]
+    assert (strategy.model, strategy.flops) == ("tiny", 0.5)
