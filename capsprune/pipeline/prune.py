@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from capsprune.backbones.registry import backbone_arguments, build_backbone
+from capsprune.capsules.head import head_of
 from capsprune.checkpoint import Architecture, Checkpoint, describe, load_checkpoint
 from capsprune.data.names import data_set
 from capsprune.errors import RunError
@@ -94,7 +95,9 @@ def prune(options: PruneOptions, session: Session) -> StageRecord:
     )
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     batches = load_batches(session, splits, shown, options.bn_batches, schedule.batch_size)
-    rankings = rank_channels(model, dependencies, criterion, batches.labelled, run.seed)
+    rankings = rank_channels(
+        model, dependencies, criterion, batches.labelled, run.seed, head_of(model).objective
+    )
     summary: dict[str, Any] = {"model": described.model, "data": described.data.name}
     files: dict[str, str] = {}
     if strategy is None:
