@@ -15,7 +15,7 @@ from capsprune.errors import CheckpointError, ModelError
 from capsprune.pruning.channels import layer_channels, prune_channels, resize_layers
 from capsprune.pruning.cost import CostModel, count_macs, count_parameters
 from capsprune.pruning.groups import find_groups
-from capsprune.pruning.layers import PassingLayer, adapter, adapts, prunable_layers
+from capsprune.pruning.layers import PassingLayer, PrunableLayer, adapter, adapts, prunable_layers
 from capsprune.pruning.masking import masked
 
 LAYERS = {
@@ -217,10 +217,36 @@ class ShiftAdapter(PassingLayer):
         self.layer.channels = sizes["out"]
 
 
-def test_a_layer_of_a_new_kind_is_pruned_like_any():
+class Mix(nn.Module):
+    """A kind that makes channels: a matrix applied at each position."""
+
+    def __init__(self, inputs, outputs):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(outputs, inputs))
+
+    def forward(self, x):
+        return torch.einsum("oi,bihw->bohw", self.weight, x)
+
+
+@adapts(Mix)
+class MixAdapter(PrunableLayer):
+    produces = True
+
+    def size(self, axis):
+        return self.layer.weight.shape[1 if axis == "in" else 0]
+
+    def set_sizes(self, sizes):
+        pass
+
+    @property
+    def weights_per_pair(self):
+        return 1
+
+
+def test_layers_of_new_kinds_are_pruned_like_any():
     torch.manual_seed(0)
     model = nn.Sequential(
-        *(nn.Conv2d(3, 12, 3), Shift(12), nn.ReLU(), nn.Conv2d(12, 8, 3), nn.ReLU()),
+        *(nn.Conv2d(3, 12, 3), Shift(12), nn.ReLU(), Mix(12, 8), nn.ReLU()),
         *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2)),
     ).eval()
     dependencies = find_groups(model, classifier="7", image_size=8)
