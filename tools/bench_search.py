@@ -53,7 +53,7 @@ from capsprune.report.charts import theme
 from capsprune.schedule import Schedule
 from capsprune.training.device import make_fabric
 from capsprune.training.evaluate import evaluate
-from capsprune.training.fit import Images, fit
+from capsprune.training.fit import Batches, Training, fit
 from capsprune.training.objective import CROSS_ENTROPY
 
 MODEL, DATA, SIZE, CLASSES = "mobilenet_v1", "fashion-mnist", 32, 10
@@ -175,18 +175,12 @@ class Bench:
 
     def _fit(self, network: nn.Module, schedule: Schedule, seed: int) -> None:
         loader = data_loader(self.train, batch_size=schedule.batch_size, shuffle=True, seed=seed)
-        fit(
-            self.fabric,
-            network,
-            CROSS_ENTROPY,
-            Images(loader, TrainingTransform(data_set(DATA).augmentation, Preprocessing(SIZE))),
-            Images(
-                data_loader(self.validation, batch_size=128),
-                EvaluationTransform(Preprocessing(SIZE)),
-            ),
-            schedule,
-            seed=seed,
+        shown = Preprocessing(SIZE)
+        train = Batches(loader, TrainingTransform(data_set(DATA).augmentation, shown))
+        validation = Batches(
+            data_loader(self.validation, batch_size=128), EvaluationTransform(shown)
         )
+        fit(self.fabric, network, Training(CROSS_ENTROPY, train, validation, schedule, seed))
 
     def _batches(
         self, images: ImageSet, size: int = 128, count: int | None = None

@@ -77,7 +77,7 @@ def export(options: ExportOptions, session: Session) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Images:
+class VerificationImages:
     """What an exported file is verified on."""
 
     #: uint8 [n, C, H, W].
@@ -88,7 +88,7 @@ class Images:
 
 def find_images(
     session: Session, source: Path, described: Architecture, data_root: Path | None = None
-) -> Images:
+) -> VerificationImages:
     """Find images to verify an exported file on.
 
     They are those that the checkpoint carries; where it is of before they did, test images; where
@@ -105,19 +105,21 @@ def find_images(
     """
     carried = read_verification(source)
     if carried is not None:
-        return Images(carried, "test images that the checkpoint carries")
+        return VerificationImages(carried, "test images that the checkpoint carries")
     try:
         splits = session.data_of(source, described, data_root, compared=False)
     except DataError as error:
         session.progress.say(f"The file is verified on noise, as there are no images: {error}")
-        return Images(random_images(described.data.image_size, session.run.seed), "noise")
-    return Images(verification_images(splits.test), "test images")
+        return VerificationImages(
+            random_images(described.data.image_size, session.run.seed), "noise"
+        )
+    return VerificationImages(verification_images(splits.test), "test images")
 
 
 def export_checkpoint(
     session: Session,
     checkpoint: Checkpoint,
-    images: Images,
+    images: VerificationImages,
     target: Path,
     *,
     opset: int = 18,

@@ -23,7 +23,7 @@ from capsprune.runtime.meters import TrainingMeter
 from capsprune.schedule import Schedule
 from capsprune.training.device import gpu_of
 from capsprune.training.evaluate import Evaluation, evaluate
-from capsprune.training.fit import Epoch, History, Images, fit
+from capsprune.training.fit import Batches, Epoch, History, Listener, Training, fit
 
 #: Classes that a summary names, of however many.
 WORST_CLASSES = 5
@@ -47,7 +47,7 @@ def fit_network(
     progress = session.progress
     seed = session.run.seed
     fabric = session.fabric
-    train = Images(
+    train = Batches(
         data_loader(
             splits.train,
             batch_size=schedule.batch_size,
@@ -58,7 +58,7 @@ def fit_network(
         ),
         TrainingTransform(data_set(splits.name).augmentation, preprocessing),
     )
-    validation = Images(
+    validation = Batches(
         data_loader(splits.validation, batch_size=EVALUATION_BATCH),
         EvaluationTransform(preprocessing),
     )
@@ -82,15 +82,9 @@ def fit_network(
         history = fit(
             fabric,
             network,
-            head_of(network).objective,
-            train,
-            validation,
-            schedule,
-            seed=seed,
+            Training(head_of(network).objective, train, validation, schedule, seed),
             state_file=work / "training.pt",
-            on_step=show_step,
-            on_epoch=show_epoch,
-            on_damaged=progress.say,
+            listener=Listener(show_step, show_epoch, progress.say),
         )
     if history.stopped_early:
         progress.say(f"{title} stopped after {len(history.epochs)} epochs without improvement")

@@ -20,7 +20,7 @@ from capsprune.pipeline.session import Session
 from capsprune.pipeline.stage import Stage
 from capsprune.progress import Progress
 from capsprune.run import StageRecord
-from capsprune.runtime.profile import Measurement, profile_variants
+from capsprune.runtime.profile import Measurement, Place, Timing, profile_variants
 from capsprune.runtime.sessions import resolve_provider
 from capsprune.training.device import gpu_number
 
@@ -73,13 +73,10 @@ def profile(options: ProfileOptions, session: Session) -> StageRecord:
         measurements = profile_variants(
             files,
             image_size=data.image_size,
-            batches=options.batch,
-            provider=options.provider,
-            repeats=options.repeats,
-            seed=run.seed,
+            place=Place(options.provider, gpu),
+            timing=Timing(options.batch, options.repeats, seed=run.seed),
             folder=work,
             progress=lambda what, done, total: bar(done, total, what),
-            gpu=gpu,
         )
     say_where(tried, measurements, session.progress)
     if said := odd_counts(pruned_capsules.architecture.channels, unpruned.architecture.channels):

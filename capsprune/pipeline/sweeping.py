@@ -23,7 +23,7 @@ from capsprune.pipeline.session import Session
 from capsprune.progress import Progress
 from capsprune.recipe import Recipe
 from capsprune.run import Run, StageName, open_run, read_run
-from capsprune.runtime.profile import profile_variants
+from capsprune.runtime.profile import Place, Timing, profile_variants
 from capsprune.runtime.sessions import resolve_provider
 from capsprune.stages import STAGES
 from capsprune.sweep import GridCell, Sweep, SweepRecipe, cell_stages, open_sweep, read_sweep
@@ -266,12 +266,10 @@ def _profile(
             measurements = profile_variants(
                 files,
                 image_size=size,
-                batches=recipe.profile.batch,
-                provider=recipe.profile.provider,
-                repeats=recipe.profile.repeats,
+                place=Place(recipe.profile.provider, gpu_number(device)),
+                timing=Timing(recipe.profile.batch, recipe.profile.repeats),
                 folder=work,
                 progress=lambda what, done, total: bar(done, total, what),
-                gpu=gpu_number(device),
             )
         say_where(
             resolve_provider(recipe.profile.provider, gpu_number(device)), measurements, progress

@@ -8,7 +8,7 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from capsprune import processes
+from capsprune.capsules.head import onnx_operators
 from capsprune.errors import CapspruneError
 from capsprune.export.ort import onnxruntime
 from capsprune.files import scratch
@@ -30,13 +31,10 @@ MIN_REPEATS = 5
 SHARE_RUNS = 5
 #: An energy counter is read around runs that last this long together.
 ENERGY_SECONDS = 2.0
-#: Nodes of the routing op, or of the standard ops written in its place, have this in their names.
-ROUTING_MARK = "DynamicRouting"
-
 #: Values of `Measurement.routing_kernel`.
 NATIVE, PORTABLE = "native", "portable"
 
-Images = NDArray[np.float32]
+Pixels = NDArray[np.float32]
 #: A variant's name, and whether it has capsprune's op library.
 _Run = tuple[str, bool]
 
@@ -84,43 +82,59 @@ class Measurement:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where networks are run."""
+
+    #: "cpu", "cuda", or "auto": CUDA where it works for all variants, else the CPU.
+    provider: str = "auto"
+    #: Number of the GPU, where one is used.
+    gpu: int = 0
+    #: Threads that one operator may use on the CPU; None leaves it to ONNX Runtime.
+    threads: int | None = None
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What is timed, and how often."""
+
+    #: Pixels in one run; each is measured.
+    batches: Sequence[int] = (1, 32)
+    #: Timed runs of each variant at each batch.
+    repeats: int = 30
+    #: Runs before them that are not timed, at least 1.
+    warmup: int = 5
+    #: A variant that has used so many seconds of timed runs at one batch is timed no further, once
+    #: it was timed 5 times; its warm-up is cut short likewise.
+    budget_seconds: float = 20.0
+    #: Of the random images.
+    seed: int = 0
+
+
 def profile_variants(
     variants: Mapping[str, Path],
     *,
     image_size: int,
-    batches: Sequence[int] = (1, 32),
-    provider: str = "auto",
-    repeats: int = 30,
-    warmup: int = 5,
-    threads: int | None = None,
-    seed: int = 0,
-    budget_seconds: float = 20.0,
+    place: Place = Place(),
+    timing: Timing = Timing(),
     folder: Path | None = None,
     progress: Callable[[str, int, int], None] | None = None,
-    gpu: int = 0,
 ) -> list[Measurement]:
     """Measure exported networks beside each other.
 
     The repeats go round: each variant once, then each again, so that whatever else the machine does
     meanwhile hits all of them alike. A variant whose routing runs in capsprune's own kernel is
-    timed without it too.
+    timed with the portable kernel too.
 
     Args:
         variants: ONNX files by name, each with one input [batch, 3, S, S].
         image_size: S.
-        batches: images in one run; each is measured.
-        provider: "cpu", "cuda", or "auto": CUDA where it works for all variants, else the CPU.
-        repeats: timed runs of each variant at each batch.
-        warmup: runs before them that are not timed, at least 1.
-        threads: threads that one operator may use on the CPU; None leaves it to ONNX Runtime.
-        seed: of the random images.
-        budget_seconds: a variant that has used so many seconds of timed runs at one batch is timed
-            no further, once it was timed 5 times; its warm-up is cut short likewise.
+        place: where they are run.
+        timing: what is timed, and how often.
         folder: for ONNX Runtime's records of single runs, which are removed again; None for the
             system's temporary one.
         progress: called after each timed run with what was run, how many of the timed runs are
             done, those the budget cut included, and how many there are.
-        gpu: number of the GPU, where one is used.
 
     Returns:
         One measurement for each batch and variant, in the order given, variants innermost.
@@ -129,7 +143,9 @@ def profile_variants(
         DeviceError: if the provider is not there.
         CapspruneError: if an argument is out of range, or a file cannot be run on such images.
     """
-    _check(variants, batches, repeats, warmup, threads)
+    provider, gpu, threads = place.provider, place.gpu, place.threads
+    batches, repeats, budget_seconds = timing.batches, timing.repeats, timing.budget_seconds
+    _check(variants, batches, repeats, timing.warmup, threads)
     chosen = resolve_provider(provider, gpu)
     if chosen == "cuda" and provider == "auto":
         # What is compared must run in one place.
@@ -156,12 +172,12 @@ def profile_variants(
     measurements = []
     rounds = repeats * len(runs)
     for index, batch in enumerate(batches):
-        images = np.random.default_rng(seed).standard_normal(
+        images = np.random.default_rng(timing.seed).standard_normal(
             (batch, 3, image_size, image_size), dtype=np.float32
         )
         timed = {run: _Timed(opened, images) for run, opened in sessions.items()}
         for (name, _), one in timed.items():
-            _warm_up(name, one, warmup, budget_seconds)
+            _warm_up(name, one, timing.warmup, budget_seconds)
         for turn, (name, native) in _time_in_turns(timed, repeats, budget_seconds):
             if progress is not None:
                 what = name if native else f"{name}, portable routing"
@@ -208,7 +224,7 @@ class _Timed:
     """A session, what it is fed, and how long each run took."""
 
     session: onnxruntime.InferenceSession
-    images: Images
+    images: Pixels
     seconds: list[float] = field(default_factory=list)
 
     def run(self) -> float:
@@ -297,7 +313,7 @@ def _energy_per_image(timed: _Timed, gpu: int | None) -> float | None:
 
 def _node_events(
     path: Path,
-    images: Images,
+    images: Pixels,
     provider: str,
     threads: int | None,
     runs: int,
@@ -333,7 +349,7 @@ def _node_events(
 
 def _routing_share(
     path: Path,
-    images: Images,
+    images: Pixels,
     provider: str,
     threads: int | None,
     budget_seconds: float,
@@ -375,21 +391,23 @@ def routing_kernel_of(events: Sequence[Mapping[str, Any]]) -> str | None:
         "native", "portable", or None if there was no routing.
     """
     nodes = [event for event in events if event.get("cat") == "Node"]
-    if any(event["args"].get("op_name") == ROUTING_MARK for event in nodes):
+    marks = onnx_operators()
+    if any(event["args"].get("op_name") in marks for event in nodes):
         return NATIVE
-    return PORTABLE if any(ROUTING_MARK in event["name"] for event in nodes) else None
+    return PORTABLE if any(_is_routing(event, marks) for event in nodes) else None
 
 
 def routing_share_of(events: Sequence[Mapping[str, Any]]) -> float:
     """Compute the routing's share of the time from the events of an ONNX Runtime profile.
 
     The first run is left out. A node is the routing's if its op, or what its name was made from,
-    is `DynamicRouting`: a native kernel, the function's nodes that ONNX Runtime inlined, or the
-    nodes of a file that was exported inlined.
+    is an op of a head, such as `DynamicRouting`: a native kernel, the function's nodes that ONNX
+    Runtime inlined, or the nodes of a file that was exported inlined.
     """
     runs = sorted(e["ts"] for e in events if e["name"] == "model_run")
     second_run = runs[1] if len(runs) > 1 else 0
     total = routing = 0
+    marks = onnx_operators()
     for event in events:
         if (
             event.get("cat") != "Node"
@@ -398,6 +416,12 @@ def routing_share_of(events: Sequence[Mapping[str, Any]]) -> float:
         ):
             continue
         total += event["dur"]
-        if ROUTING_MARK in event["name"] or event["args"].get("op_name") == ROUTING_MARK:
+        if _is_routing(event, marks):
             routing += event["dur"]
     return routing / total if total else 0.0
+
+
+def _is_routing(event: Mapping[str, Any], marks: Iterable[str]) -> bool:
+    """Tell whether a node is an op of a head, or of the standard ops written in its place."""
+    op = str(event["args"].get("op_name"))
+    return any(mark in event["name"] or mark == op for mark in marks)

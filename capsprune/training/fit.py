@@ -63,13 +63,45 @@ class History:
 
 
 @dataclass(frozen=True)
-class Images:
+class Batches:
     """Batches to train or to evaluate on: a loader, and what is done to a batch on the device."""
 
     #: Yields uint8 images [batch, C, H, W] and labels [batch].
     loader: DataLoader[tuple[Tensor, Tensor]]
     #: Maps them to normalised float images [batch, 3, S, S].
     transform: nn.Module
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a network is trained for, on what, and how."""
+
+    #: Loss and class scores.
+    objective: Objective
+    #: Shuffled batches.
+    train: Batches
+    #: Batches by whose loss epochs are compared.
+    validation: Batches
+    #: Epochs, optimiser, learning rate, patience.
+    schedule: Schedule
+    #: Of shuffling and augmentation.
+    seed: int
+
+
+def _ignore(*told: object) -> None:
+    """Do nothing with what is told."""
+
+
+@dataclass(frozen=True)
+class Listener:
+    """What is told of a training while it goes on."""
+
+    #: Called with the steps done and the steps in all.
+    on_step: Callable[[int, int], None] = _ignore
+    #: Called after each epoch.
+    on_epoch: Callable[[Epoch], None] = _ignore
+    #: Called with a sentence where a kept state cannot be used.
+    on_damaged: Callable[[str], None] = _ignore
 
 
 class _DamagedState(ValueError):
@@ -83,47 +115,36 @@ class TrainingDiverged(CapspruneError):
 def fit(
     fabric: Fabric,
     network: nn.Module,
-    objective: Objective,
-    train: Images,
-    validation: Images,
-    schedule: Schedule,
+    training: Training,
     *,
-    seed: int,
     state_file: Path | None = None,
-    on_step: Callable[[int, int], None] | None = None,
-    on_epoch: Callable[[Epoch], None] | None = None,
-    on_damaged: Callable[[str], None] | None = None,
+    listener: Listener = Listener(),
 ) -> History:
     """Train a network, and leave it with the weights of the epoch that its schedule keeps.
 
-    Everything random follows from `seed` and the number of the epoch, so a training that was
+    Everything random follows from the seed and the number of the epoch, so a training that was
     interrupted and goes on from `state_file` ends where an uninterrupted one does.
 
     Args:
         fabric: launched; it knows device and precision.
         network: trained in place; parameters that need no gradient stay as they are.
-        objective: loss and class scores.
-        train: shuffled batches.
-        validation: batches by whose loss epochs are compared.
-        schedule: epochs, optimiser, learning rate, patience.
-        seed: of shuffling and augmentation.
+        training: what for, on what, and how.
         state_file: where the state is kept while training; read if it is there already.
-        on_step: called with the steps done and the steps in all.
-        on_epoch: called after each epoch.
-        on_damaged: called with a sentence where `state_file` cannot be used.
+        listener: what is told of it.
 
     Raises:
         TrainingDiverged: if the loss becomes infinite or no number.
     """
+    objective, schedule, seed = training.objective, training.schedule, training.seed
     network.to(memory_format=torch.channels_last)
     optimizer = schedule.optimizer(network)
     wrapped, wrapped_optimizer = fabric.setup(network, optimizer)
     # The loaders share images out between processes by themselves.
     loader, validation_loader = fabric.setup_dataloaders(
-        train.loader, validation.loader, use_distributed_sampler=False
+        training.train.loader, training.validation.loader, use_distributed_sampler=False
     )
-    transform = fabric.to_device(train.transform)
-    validation_transform = fabric.to_device(validation.transform)
+    transform = fabric.to_device(training.train.transform)
+    validation_transform = fabric.to_device(training.validation.transform)
     steps = len(loader)
     scheduler = schedule.lr_scheduler(optimizer, steps)
 
@@ -135,11 +156,10 @@ def fit(
             history, kept_weights = _load(state_file, parts, fabric.device)
         except _DamagedState as error:
             state_file.unlink()
-            if on_damaged:
-                on_damaged(
-                    f"What an interrupted training left in {state_file} is damaged ({error}), so "
-                    "the training starts again"
-                )
+            listener.on_damaged(
+                f"What an interrupted training left in {state_file} is damaged ({error}), so "
+                "the training starts again"
+            )
     save_again_at = 0.0
 
     for number in range(len(history.epochs), schedule.epochs):
@@ -165,8 +185,7 @@ def fit(
                     f"The training loss became {loss.item()} in epoch {number + 1}; give a "
                     f"lower --lr than {schedule.lr:g}."
                 )
-            if on_step:
-                on_step(number * steps + step + 1, schedule.epochs * steps)
+            listener.on_step(number * steps + step + 1, schedule.epochs * steps)
         result = evaluate(
             wrapped,
             (
@@ -194,8 +213,7 @@ def fit(
         elif history.kept < 0 or result.loss < history.epochs[history.kept].validation_loss:
             history.kept = number
             kept_weights = copy.deepcopy(network.state_dict())
-        if on_epoch:
-            on_epoch(epoch)
+        listener.on_epoch(epoch)
         last = number + 1 == schedule.epochs
         if state_file is not None and not last and time.perf_counter() >= save_again_at:
             save_started = time.perf_counter()

@@ -12,7 +12,7 @@ import pytest
 from native_library import require_library
 
 from capsprune.errors import CapspruneError, DeviceError
-from capsprune.runtime import profile, profile_variants, sessions
+from capsprune.runtime import Place, Timing, profile, profile_variants, sessions
 
 
 @pytest.fixture
@@ -36,11 +36,8 @@ def test_profile_of_three_variants(onnx_files, no_meters, tmp_path, monkeypatch,
     measured = profile_variants(
         onnx_files,
         image_size=16,
-        batches=(1, 8),
-        provider="cpu",
-        repeats=6,
-        warmup=1,
-        threads=1,
+        place=Place("cpu", threads=1),
+        timing=Timing((1, 8), repeats=6, warmup=1),
         folder=tmp_path,
         progress=lambda *call: calls.append(call),
     )
@@ -83,7 +80,10 @@ def test_energy_is_for_one_image(onnx_files, monkeypatch):
     monkeypatch.setattr(profile.meters, "energy_joules", two_joules)
     monkeypatch.setattr(profile, "ENERGY_SECONDS", 0.0)
     (m,) = profile_variants(
-        {"plain": onnx_files["plain"]}, image_size=16, batches=[4], provider="cpu", repeats=1
+        {"plain": onnx_files["plain"]},
+        image_size=16,
+        place=Place("cpu"),
+        timing=Timing([4], repeats=1),
     )
     assert m.energy_joules_per_image == pytest.approx(2.0 / 4)
     assert m.repeats == 1
@@ -93,10 +93,8 @@ def test_budget_limits_the_repeats(onnx_files, no_meters):
     (m,) = profile_variants(
         {"plain": onnx_files["plain"]},
         image_size=16,
-        batches=[1],
-        provider="cpu",
-        repeats=50,
-        budget_seconds=0.0,
+        place=Place("cpu"),
+        timing=Timing([1], repeats=50, budget_seconds=0.0),
     )
     assert m.repeats == 5
 
@@ -124,18 +122,22 @@ def test_native_kernel_node_is_the_routing():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"batches": [1, 0]}, "Batch sizes must be at least 1, not 1, 0"),
-        ({"batches": []}, "Batch sizes"),
-        ({"repeats": 0}, "at least 1 repeat"),
-        ({"warmup": -1}, "warm up"),
+        ({"timing": {"batches": [1, 0]}}, "Batch sizes must be at least 1, not 1, 0"),
+        ({"timing": {"batches": []}}, "Batch sizes"),
+        ({"timing": {"repeats": 0}}, "at least 1 repeat"),
+        ({"timing": {"warmup": -1}}, "warm up"),
         ({"threads": 0}, "at least 1 thread"),
         ({"image_size": 20}, "Variant 'plain' cannot be run on images"),
     ],
 )
 def test_bad_arguments(onnx_files, options, message):
-    arguments = {"image_size": 16, "batches": [1], "provider": "cpu", "repeats": 1, **options}
+    timing = Timing(**{"batches": [1], "repeats": 1, **options.get("timing", {})})
+    place = Place("cpu", threads=options.get("threads"))
+    size = options.get("image_size", 16)
     with pytest.raises(CapspruneError, match=message):
-        profile_variants({"plain": onnx_files["plain"]}, **arguments)
+        profile_variants(
+            {"plain": onnx_files["plain"]}, image_size=size, place=place, timing=timing
+        )
 
 
 def test_nothing_to_profile():
@@ -146,7 +148,7 @@ def test_nothing_to_profile():
 def test_cuda_without_a_gpu(onnx_files, monkeypatch):
     monkeypatch.setattr(sessions, "gpu_present", lambda gpu=0: False)
     with pytest.raises(DeviceError, match="--provider cuda needs an NVIDIA GPU"):
-        profile_variants(onnx_files, image_size=16, provider="cuda")
+        profile_variants(onnx_files, image_size=16, place=Place("cuda"))
 
 
 def test_probe_that_fails_is_told(onnx_files, tmp_path):

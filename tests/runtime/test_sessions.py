@@ -15,7 +15,7 @@ from capsprune.errors import CapspruneError, DeviceError
 from capsprune.export.ort import quiet_stderr
 from capsprune.pipeline.profile import say_where
 from capsprune.runtime import resolve_provider, session, sessions
-from capsprune.runtime.profile import profile_variants
+from capsprune.runtime.profile import Place, Timing, profile_variants
 
 IMAGES = np.zeros((2, 3, 16, 16), np.float32)
 
@@ -98,7 +98,10 @@ def test_auto_falls_back_to_a_session_as_the_cpu_has_it(onnx_files, gpu_without_
 @pytest.mark.usefixtures("gpu_without_cudnn")
 def test_auto_profiles_on_the_cpu_where_cuda_cannot_be_loaded(onnx_files):
     measurements = profile_variants(
-        {"caps": onnx_files["caps"]}, image_size=16, batches=(1,), repeats=1, warmup=1, threads=1
+        {"caps": onnx_files["caps"]},
+        image_size=16,
+        place=Place(threads=1),
+        timing=Timing((1,), repeats=1, warmup=1),
     )
     assert [one.provider for one in measurements] == ["cpu"]
     assert measurements[0].routing_share is not None  # as on the CPU

@@ -17,7 +17,7 @@ from capsprune.data.sources import load_data
 from capsprune.data.transforms import EvaluationTransform, TrainingTransform
 from capsprune.schedule import Schedule
 from capsprune.training.device import make_fabric
-from capsprune.training.fit import Images, TrainingDiverged, fit
+from capsprune.training.fit import Batches, Listener, Training, TrainingDiverged, fit
 from capsprune.training.objective import CROSS_ENTROPY, Objective
 
 SIZE = 8
@@ -40,8 +40,8 @@ def loaders(digits, schedule, *, count=200, seed=0):
     )
     validation = data_loader(digits.validation.select(range(90)), batch_size=64)
     return (
-        Images(train, TrainingTransform(data_set("digits").augmentation, Preprocessing(SIZE))),
-        Images(validation, EvaluationTransform(Preprocessing(SIZE))),
+        Batches(train, TrainingTransform(data_set("digits").augmentation, Preprocessing(SIZE))),
+        Batches(validation, EvaluationTransform(Preprocessing(SIZE))),
     )
 
 
@@ -61,8 +61,11 @@ def tiny_network(seed=0):
 def fitted(fabric, digits, schedule=SCHEDULE, *, network=None, objective=CROSS_ENTROPY, **options):
     network = tiny_network() if network is None else network
     train, validation = loaders(digits, schedule)
-    options = {"seed": 3} | options
-    return network, fit(fabric, network, objective, train, validation, schedule, **options)
+    training = Training(objective, train, validation, schedule, options.pop("seed", 3))
+    state_file = options.pop("state_file", None)
+    return network, fit(
+        fabric, network, training, state_file=state_file, listener=Listener(**options)
+    )
 
 
 def copy_of(network):
@@ -324,7 +327,7 @@ def test_short_trainings(fabric, digits, epochs, count):
     network = tiny_network()
     before = copy_of(network)
     train, validation = loaders(digits, schedule, count=count)
-    history = fit(fabric, network, CROSS_ENTROPY, train, validation, schedule, seed=0)
+    history = fit(fabric, network, Training(CROSS_ENTROPY, train, validation, schedule, seed=0))
     assert len(history.epochs) == epochs and not history.stopped_early
     assert same(network, before) is (epochs == 0)
     assert not network.training
@@ -359,5 +362,5 @@ def test_a_last_single_image_does_not_break_batch_norm(fabric, digits):
         lambda module, args: seen.append(len(args[0])) if module.training else None
     )
     train, validation = loaders(digits, schedule, count=33)
-    fit(fabric, network, CROSS_ENTROPY, train, validation, schedule, seed=0)
+    fit(fabric, network, Training(CROSS_ENTROPY, train, validation, schedule, seed=0))
     assert seen == [33]
