@@ -11,6 +11,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -230,6 +231,16 @@ def changed(draw: st.DrawFn, kind: Kind, whole: bytes) -> bytes:
     return bytes(content)
 
 
+PANELS = ("curves", "points", "bars")
+
+
+def check_records(records: list[dict[str, Any]], *_: object, **__: object) -> str:
+    """Check what a panel would draw, in place of drawing it."""
+    assert records
+    json.dumps(records, allow_nan=False)
+    return "panel"
+
+
 def fuzz(folder: Path, kind: Kind, examples: int = EXAMPLES) -> None:
     path = folder / kind.path
     whole = path.read_bytes()
@@ -249,12 +260,15 @@ def fuzz(folder: Path, kind: Kind, examples: int = EXAMPLES) -> None:
 
     try:
         # What takes most of the time reads none of the files.
-        with (
-            patch("capsprune.report.write.draw_figures", lambda *_: []),
-            patch("capsprune.report.page.library", lambda: ""),
-            patch("os.fsync", lambda descriptor: None),
-            patch("typer.main.get_command", functools.cache(typer.main.get_command)),
-        ):
+        with ExitStack() as stack:
+            stack.enter_context(patch("capsprune.report.write.draw_figures", lambda *_: []))
+            stack.enter_context(patch("capsprune.report.page.library", lambda: ""))
+            stack.enter_context(patch("capsprune.report.charts.Figure.spec", {}))
+            for panel in PANELS:
+                stack.enter_context(patch(f"capsprune.report.figures.{panel}", check_records))
+            stack.enter_context(patch("os.fsync", lambda descriptor: None))
+            cached = functools.cache(typer.main.get_command)
+            stack.enter_context(patch("typer.main.get_command", cached))
             check()
     finally:
         path.write_bytes(whole)
