@@ -320,7 +320,7 @@ add_stage(
             "Look into the capsules, and distort the images.\n\n"
             "That is: entropy of the bottleneck, what routing does in each iteration, capsules "
             "that are never\nactive, and accuracy under rotation, shift, scale and shear, beside "
-            "the linear control's.",
+            "the linear baseline's.",
             "capsprune.terminal.outcomes:show_analysis",
             stage="analysis",
         ),

@@ -70,7 +70,7 @@ def _distinct(value: Any) -> Any:
 
 
 class TrunkOptions(Options):
-    """How a head is trained on one kind of trunk: capsules and the linear control alike."""
+    """How a head is trained on one kind of trunk: capsules and the linear baseline alike."""
 
     epochs: PositiveEpochs | None = None
     lr: LearningRate = None

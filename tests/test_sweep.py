@@ -54,7 +54,7 @@ def test_the_grid_has_a_run_for_each_cell(tmp_path):
     )
     assert (run.stages["pruned"].flops, run.stages["pruned"].candidates) == (0.5, 5)
     assert run.stages["caps"].freeze and run.stages["caps"].iterations == 2
-    # The linear control has the budget of the capsules.
+    # The linear baseline has the budget of the capsules.
     assert "linear" in run.stages
     for head in (run.stages["caps"], run.stages["linear"]):
         assert (head.epochs, head.lr, head.freeze) == (7, 0.5, True)

@@ -1,4 +1,4 @@
-"""Accuracy on test images that are turned, moved, scaled and sheared.
+"""Accuracy on test images that are rotated, translated, scaled and sheared.
 
 Capsule networks are said to be robust to affine transformations (Sabour et al. 2017, section 5.2).
 """
@@ -141,5 +141,5 @@ def distort(images: Tensor, distortion: Distortion, positions: Tensor) -> Tensor
     if distortion == UNDISTORTED:
         return images
     affine = distortion.affine(positions).to(images.device, images.dtype)
-    moved = warp(images, affine, images.shape[-1])
-    return moved.contiguous(memory_format=torch.channels_last)
+    warped = warp(images, affine, images.shape[-1])
+    return warped.contiguous(memory_format=torch.channels_last)

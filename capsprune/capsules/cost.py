@@ -3,17 +3,6 @@
 from __future__ import annotations
 
 
-def primary_macs(channels: int, feature_size: int, d1: int) -> int:
-    """Multiply-accumulates of PrimaryCaps for one image: its kernel is applied once.
-
-    Args:
-        channels: S.
-        feature_size: K.
-        d1: values in a primary capsule.
-    """
-    return feature_size**2 * channels * (channels // d1 * d1)
-
-
 def routing_macs(capsules: int, classes: int, d1: int, d2: int, iterations: int) -> int:
     """Multiply-accumulates of OutputCaps for one image, counted as in equations (1), (2) and (4).
 

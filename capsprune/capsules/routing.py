@@ -140,9 +140,9 @@ def dynamic_routing_backward_op(
         taken, before = _step_gradients(
             inputs, poses, epsilon, gradient, wanted, through_couplings=all_gradients
         )
-        for n, one in enumerate(taken):
+        for n, part in enumerate(taken):
             total = totals[n]
-            totals[n] = one if total is None or one is None else total.add_(one)
+            totals[n] = part if total is None or part is None else total.add_(part)
         if before is None:
             break
         poses_gradient = gradient = before if poses_gradient is None else poses_gradient + before
@@ -182,7 +182,7 @@ def _backward(ctx: Any, v_gradient: Tensor) -> tuple[Tensor | None, ...]:
     gradients = dynamic_routing_backward_op(
         v_gradient, u, weight, bias, ctx.iterations, ctx.epsilon, ctx.all_gradients, wanted
     )
-    kept = [one if needed else None for one, needed in zip(gradients, wanted, strict=True)]
+    kept = [part if needed else None for part, needed in zip(gradients, wanted, strict=True)]
     return (*kept, None, None, None)
 
 
@@ -273,7 +273,7 @@ def _forward(
 def _widened(
     u: Tensor, weight: Tensor, bias: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The inputs in the precision of the arithmetic: at least float32."""
+    """Return the inputs in the precision of the arithmetic: at least float32."""
     dtype = torch.promote_types(u.dtype, torch.float32)
     return u.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
 

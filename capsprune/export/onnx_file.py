@@ -56,7 +56,7 @@ class ExportReport:
     seconds: float
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as JSON can hold it."""
+        """Return the report as JSON can hold it."""
         return {**asdict(self), "path": str(self.path), "batches": list(self.batches)}
 
 

@@ -26,7 +26,7 @@ from capsprune.run import StageRecord
 def analyse(options: AnalyseOptions, session: Session) -> StageRecord:
     """Look into the run's capsule network, and distort the test images it sees.
 
-    Where the run has a linear control on the same trunk, trained in the same way, it is shown the
+    Where the run has a linear baseline on the same trunk, trained in the same way, it is shown the
     same distorted images.
 
     Raises:
@@ -34,7 +34,7 @@ def analyse(options: AnalyseOptions, session: Session) -> StageRecord:
     """
     run = session.run
     capsules = run.require("caps", "analyse")
-    linear = _control(session, capsules)
+    linear = _baseline(session, capsules)
     stage = Stage.of(
         session, "analysis", options, capsules.id, linear=None if linear is None else linear.id
     )
@@ -51,8 +51,8 @@ def analyse(options: AnalyseOptions, session: Session) -> StageRecord:
     networks: dict[str, nn.Module] = {"capsules": network}
     if linear is not None:
         networks["linear"] = load_checkpoint(run.path("linear")).network
-    for one in networks.values():
-        one.to(session.fabric.device).eval()
+    for shown in networks.values():
+        shown.to(session.fabric.device).eval()
     steps = -(-len(images) // EVALUATION_BATCH) * (1 + len(DISTORTIONS))
     done = 0
     with session.progress.bar("Analysing") as bar, session.fabric.autocast():
@@ -64,7 +64,7 @@ def analyse(options: AnalyseOptions, session: Session) -> StageRecord:
 
         inside = _look_inside(session, checkpoint, images, step)
         right = accuracies(
-            {name: _scores(one) for name, one in networks.items()},
+            {name: _scores(shown) for name, shown in networks.items()},
             session.batches(images, data.preprocessing),
             step=step,
         )
@@ -79,10 +79,10 @@ def analyse(options: AnalyseOptions, session: Session) -> StageRecord:
                 "distortion": distortion.name,
                 "amount": distortion.amount,
                 "unit": distortion.unit,
-                "capsules": of_networks["capsules"],
-                "linear": of_networks.get("linear"),
+                "capsules": accuracy["capsules"],
+                "linear": accuracy.get("linear"),
             }
-            for distortion, of_networks in right.items()
+            for distortion, accuracy in right.items()
         ],
     }
     result = work / "analysis.json"
@@ -106,15 +106,15 @@ def spread_images(images: ImageSet, count: int) -> ImageSet:
     return images.select(chosen.tolist())
 
 
-def _control(session: Session, capsules: StageRecord) -> StageRecord | None:
-    """The run's linear control, if there is one that the capsule network can be compared with."""
+def _baseline(session: Session, capsules: StageRecord) -> StageRecord | None:
+    """Return the run's linear baseline, if capsules can be compared with it."""
     run = session.run
     if "linear" not in run.stages:
         return None
     try:
         linear = run.require("linear", "analyse")
     except RunError as error:
-        session.progress.say(f"The linear control is left out: {error}")
+        session.progress.say(f"The linear baseline is left out: {error}")
         return None
     if linear.summary["frozen"] != capsules.summary["frozen"]:
         reason = "of one of the two networks the trunk is frozen, of the other it is finetuned"
@@ -122,7 +122,7 @@ def _control(session: Session, capsules: StageRecord) -> StageRecord | None:
         reason = "it was made from another backbone than the capsule network"
     else:
         return linear
-    session.progress.say(f"The linear control is left out: {reason}")
+    session.progress.say(f"The linear baseline is left out: {reason}")
     return None
 
 

@@ -134,8 +134,8 @@ def score_summary(score: Evaluation, class_names: Sequence[str]) -> dict[str, An
         `accuracy`, `loss`, `images`, `majority_rate`, and `worst_classes`: of those that have
         images, the ones that are recognised least, each as `Evaluation.by_class` gives it.
     """
-    known = [one for one in score.by_class(class_names) if one["images"]]
-    worst = sorted(known, key=lambda one: one["accuracy"])[:WORST_CLASSES]
+    known = [row for row in score.by_class(class_names) if row["images"]]
+    worst = sorted(known, key=lambda row: row["accuracy"])[:WORST_CLASSES]
     return {**score.to_dict(), "majority_rate": score.majority_rate, "worst_classes": worst}
 
 

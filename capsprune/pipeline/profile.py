@@ -99,7 +99,7 @@ def profile(options: ProfileOptions, session: Session) -> StageRecord:
 
 def say_where(tried: str, measurements: Sequence[Measurement], progress: Progress) -> None:
     """Say where it was measured, if that is not where it should have been."""
-    if tried == "cuda" and any(one.provider == "cpu" for one in measurements):
+    if tried == "cuda" and any(row.provider == "cpu" for row in measurements):
         progress.say(
             "ONNX Runtime could not load its CUDA provider, whose CUDA and cuDNN libraries are not "
             "installed or are too old: all of it was measured on the CPU"
@@ -107,7 +107,7 @@ def say_where(tried: str, measurements: Sequence[Measurement], progress: Progres
 
 
 def _unpruned(session: Session, pruned: Checkpoint) -> Checkpoint:
-    """The run's baseline, or an untrained one where the run has none."""
+    """Return the run's baseline, or an untrained one where the run has none."""
     run = session.run
     if "baseline" in run.stages:
         run.require("baseline", "profile")
@@ -122,7 +122,7 @@ def _unpruned(session: Session, pruned: Checkpoint) -> Checkpoint:
 
 
 def with_one_linear_layer(unpruned: Checkpoint, say: Callable[[str], None]) -> Checkpoint:
-    """Give the unpruned backbone, or its trunk with one layer where its classifier has several.
+    """Return the unpruned backbone, or its trunk with one layer where its classifier has several.
 
     Args:
         unpruned: a backbone.

@@ -187,7 +187,7 @@ def reset_peak_resident() -> bool:
 
 
 def peak_resident_mb() -> float | None:
-    """The most memory of this process that was ever in RAM, in MB."""
+    """Return the most memory of this process that was ever in RAM, in MB."""
     # Not ru_maxrss on Linux: a child starts with its parent's value.
     status = Path("/proc/self/status")
     if status.is_file():
@@ -244,13 +244,13 @@ def _uuid_by_cuda(index: int) -> str | None:
 
 
 def _by_name(nvml: Any, name: str) -> Any:
-    """The GPU that a part of CUDA_VISIBLE_DEVICES names: by number, or by the start of its UUID."""
+    """Return the GPU that CUDA_VISIBLE_DEVICES names by number, or by the start of its UUID."""
     if not name.startswith(("GPU-", "MIG-")):
         return _by_number(nvml, int(name))
     with contextlib.suppress(nvml.NVMLError):
         return nvml.nvmlDeviceGetHandleByUUID(name)
     handles = [nvml.nvmlDeviceGetHandleByIndex(n) for n in range(nvml.nvmlDeviceGetCount())]
-    (handle,) = (one for one in handles if nvml.nvmlDeviceGetUUID(one).startswith(name))
+    (handle,) = (gpu for gpu in handles if nvml.nvmlDeviceGetUUID(gpu).startswith(name))
     return handle
 
 

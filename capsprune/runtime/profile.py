@@ -78,7 +78,7 @@ class Measurement:
     portable_routing_share: float | None
 
     def to_dict(self) -> dict[str, Any]:
-        """The measurement as JSON can hold it."""
+        """Return the measurement as JSON can hold it."""
         return asdict(self)
 
 
@@ -176,16 +176,16 @@ def profile_variants(
             (batch, 3, image_size, image_size), dtype=np.float32
         )
         timed = {run: _Timed(opened, images) for run, opened in sessions.items()}
-        for (name, _), one in timed.items():
-            _warm_up(name, one, timing.warmup, budget_seconds)
+        for (name, _), timed_run in timed.items():
+            _warm_up(name, timed_run, timing.warmup, budget_seconds)
         for turn, (name, native) in _time_in_turns(timed, repeats, budget_seconds):
             if progress is not None:
                 what = name if native else f"{name}, portable routing"
                 progress(f"{what}, batch {batch}", index * rounds + turn, len(batches) * rounds)
         for name, path in variants.items():
-            one, portable = timed[name, True], timed.get((name, False))
+            own, portable = timed[name, True], timed.get((name, False))
             memory = _memory(path, batch, chosen, image_size, threads, gpu)
-            p25, p50, p75 = np.percentile(one.seconds, [25, 50, 75]) * 1000
+            p25, p50, p75 = np.percentile(own.seconds, [25, 50, 75]) * 1000
 
             share = functools.partial(
                 _routing_share, path, images, chosen, threads, budget_seconds, folder
@@ -199,14 +199,14 @@ def profile_variants(
                     latency_ms=float(p50),
                     latency_ms_p25=float(p25),
                     latency_ms_p75=float(p75),
-                    latency_ms_min=min(one.seconds) * 1000,
-                    images_per_second=batch / statistics.median(one.seconds),
-                    repeats=len(one.seconds),
+                    latency_ms_min=min(own.seconds) * 1000,
+                    images_per_second=batch / statistics.median(own.seconds),
+                    repeats=len(own.seconds),
                     peak_memory_mb=memory["peak_memory_mb"],
                     running_memory_mb=memory["running_memory_mb"],
                     gpu_memory_mb=memory["gpu_memory_mb"],
                     energy_joules_per_image=_energy_per_image(
-                        one, gpu if chosen == "cuda" else None
+                        own, gpu if chosen == "cuda" else None
                     ),
                     routing_share=share(native=True),
                     routing_kernel=kernels[name],
@@ -278,9 +278,9 @@ def _time_in_turns(
 ) -> Iterator[tuple[int, _Run]]:
     """Time one after the other, again and again; yield the turn's number and what was run."""
     turns = itertools.product(range(repeats), timed.items())
-    for turn, (_, (name, one)) in enumerate(turns, start=1):
-        if len(one.seconds) < MIN_REPEATS or sum(one.seconds) <= budget_seconds:
-            one.seconds.append(one.run())
+    for turn, (_, (name, own)) in enumerate(turns, start=1):
+        if len(own.seconds) < MIN_REPEATS or sum(own.seconds) <= budget_seconds:
+            own.seconds.append(own.run())
         yield turn, name
 
 
@@ -322,7 +322,7 @@ def _node_events(
     native: bool,
     gpu: int = 0,
 ) -> list[dict[str, Any]]:
-    """The events of ONNX Runtime's own profiler over one run, and as many more as asked for."""
+    """Return the events of ONNX Runtime's profiler over one run, and as many more as asked for."""
     with scratch(folder or Path(tempfile.gettempdir()), "nodes") as directory:
         opened = session(
             path,

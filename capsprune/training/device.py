@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 
 def gpu_of(device: torch.device) -> int | None:
-    """Give the number of a GPU; None for a CPU."""
+    """Return the number of a GPU; None for a CPU."""
     return (device.index or 0) if device.type == "cuda" else None
 
 
 def gpu_number(device: str) -> int:
-    """Give the number of the GPU that a device, as `make_fabric` takes it, would be; else 0."""
+    """Return the number of the GPU that a device, as `make_fabric` takes it, would be; else 0."""
     _, _, number = device.partition("cuda:")
     return int(number) if number.isdecimal() else 0
 

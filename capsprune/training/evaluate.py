@@ -31,11 +31,11 @@ class Evaluation:
         return max(self.class_images) / self.images
 
     def to_dict(self) -> dict[str, float]:
-        """Give accuracy, loss and images as they are written to JSON."""
+        """Return accuracy, loss and images as they are written to JSON."""
         return {"accuracy": self.accuracy, "loss": self.loss, "images": self.images}
 
     def by_class(self, class_names: Sequence[str]) -> list[dict[str, Any]]:
-        """Give name, number of images and accuracy of each class; None where it has no image.
+        """Return name, number of images and accuracy of each class; None where it has no image.
 
         Args:
             class_names: J of them, in order.
@@ -71,7 +71,7 @@ def evaluate(
         scores = objective.scores(outputs)
         right = labels[scores.argmax(dim=1) == labels]
         counts = torch.stack(
-            [torch.bincount(of, minlength=scores.shape[1]) for of in (labels, right)]
+            [torch.bincount(classes, minlength=scores.shape[1]) for classes in (labels, right)]
         )
         loss = batch_loss if loss is None else loss + batch_loss
         by_class = counts if by_class is None else by_class + counts

@@ -42,7 +42,7 @@ class Epoch:
     seconds: float
 
     def to_dict(self) -> dict[str, float]:
-        """Give the fields as they are written to JSON."""
+        """Return the fields as they are written to JSON."""
         return asdict(self)
 
 

@@ -19,7 +19,7 @@ def linear_network(name, classes=5):
 
 
 @pytest.mark.parametrize("name", FAMILIES.split())
-def test_the_linear_control_is_one_layer_on_the_pooled_trunk_of_every_backbone(name):
+def test_the_linear_baseline_is_one_layer_on_the_pooled_trunk_of_every_backbone(name):
     with torch.device("meta"):
         network = linear_network(name)
         channels, _ = trunk_output(network.trunk, 64)

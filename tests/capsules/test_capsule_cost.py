@@ -2,9 +2,11 @@ import torch
 from fvcore.nn import FlopCountAnalysis
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from capsprune.capsules import PrimaryCaps
-from capsprune.capsules.cost import primary_macs, routing_macs
+from capsprune.capsules.cost import routing_macs
+from capsprune.pruning.cost import count_macs
 
 
 @settings(max_examples=10)
@@ -13,7 +15,8 @@ def test_primary_caps_cost_what_fvcore_counts(channels, size, d1):
     layer = PrimaryCaps(channels, size, d1)
     counted = FlopCountAnalysis(layer, torch.zeros(1, channels, size, size))
     counted.unsupported_ops_warnings(False)
-    assert primary_macs(channels, size, d1) == counted.by_operator()["conv"]
+    network = nn.Sequential(nn.Conv2d(3, channels, 1), layer)
+    assert count_macs(network, size)["1.conv"] == counted.by_operator()["conv"]
 
 
 def test_routing_cost_by_hand():

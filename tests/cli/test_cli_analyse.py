@@ -1,4 +1,4 @@
-"""`analyse` on a small run: what it finds, beside a linear control or without."""
+"""`analyse` on a small run: what it finds, beside a linear baseline or without."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_analysis_is_left_in_one_file_and_agrees_with_the_run(copied: Path) -> N
     assert "done already" in call("analyse", folder=copied).err
 
 
-def test_a_linear_control_that_comes_later_is_shown_the_same_images(copied: Path) -> None:
+def test_a_linear_baseline_that_comes_later_is_shown_the_same_images(copied: Path) -> None:
     analyse = ("analyse", "--images", 50)
     alone = call(*analyse, "--json", folder=copied)
     assert alone.code == 0, alone.err

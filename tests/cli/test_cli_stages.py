@@ -167,7 +167,7 @@ def test_overwriting_makes_later_stages_stale(copied: Path) -> None:
 def test_evaluate_takes_what_was_finished_last(copied: Path, latest: str) -> None:
     run = copied / "runs" / "default"
     record = json.loads((run / "run.json").read_text())
-    # A linear control and the capsule network of the same backbone.
+    # A linear baseline and the capsule network of the same backbone.
     shutil.copytree(run / "pruned", run / "linear")
     record["stages"]["linear"] = record["stages"]["caps"] | {"id": "linear"}
     record["stages"][latest]["finished"] = "2999-01-01T00:00:00+00:00"

@@ -15,7 +15,7 @@ from onnx.reference import ReferenceEvaluator
 from torch import nn
 
 import capsprune
-from capsprune.capsules import CapsuleNetwork
+from capsprune.capsules import CapsuleNetwork, OutputCaps, PrimaryCaps
 from capsprune.errors import ExportError
 from capsprune.export import translations, write_onnx
 from capsprune.export.ort import onnxruntime
@@ -211,6 +211,42 @@ def test_capsules_without_bias(tmp_path):
     export(network, tmp_path / "model.onnx")
     (function,) = onnx.load(tmp_path / "model.onnx").functions
     assert list(function.input) == ["u", "weight"]
+
+
+class RoutesThrice(nn.Module):
+    """Two capsule layers with other numbers of iterations, and a third like the first."""
+
+    def __init__(self):
+        super().__init__()
+        self.trunk = trunk()
+        self.primary_caps = PrimaryCaps(16, SIZE // 4, 8)
+        self.layers = nn.Sequential(
+            OutputCaps(2, 6, 8, 8, iterations=1),
+            OutputCaps(6, 4, 8, 8, iterations=3),
+            OutputCaps(4, 5, 8, 4, iterations=1),
+        )
+
+    def forward(self, x):
+        return self.layers(self.primary_caps(self.trunk(x))).norm(dim=-1)
+
+
+def test_several_kinds_of_routing_go_into_one_file(tmp_path):
+    torch.manual_seed(0)
+    network = RoutesThrice().eval()
+    with torch.no_grad():
+        for layer in network.layers:
+            layer.weight.mul_(10)
+    report = export(network, tmp_path / "model.onnx")
+    assert report.max_abs_difference < 1e-4
+    model = onnx.load(tmp_path / "model.onnx")
+    names = [node.op_type for node in model.graph.node if node.domain == "capsprune"]
+    assert names == ["DynamicRouting", "DynamicRouting_2", "DynamicRouting"]
+    assert [f.name for f in model.functions] == ["DynamicRouting", "DynamicRouting_2"]
+    few = images(3)
+    (probabilities,) = ReferenceEvaluator(model).run(None, {"image": few.numpy()})
+    with torch.no_grad():
+        expected = network(few).softmax(dim=1)
+    torch.testing.assert_close(torch.from_numpy(probabilities), expected, atol=1e-4, rtol=0)
 
 
 class OtherwiseWhenExported(nn.Module):

@@ -7,8 +7,8 @@ import torch
 
 from capsprune.backbones.registry import backbone, build_backbone
 from capsprune.backbones.trunk import trunk_of, trunk_output
-from capsprune.capsules import PrimaryCaps
-from capsprune.capsules.cost import primary_macs
+from capsprune.capsules import CapsuleNetwork
+from capsprune.inspection import network_costs
 from capsprune.pruning.channels import prune_channels
 from capsprune.pruning.cost import CostModel, count_macs
 from capsprune.pruning.groups import find_groups
@@ -57,8 +57,9 @@ def test_table_1(networks, name, file, bottleneck, capsules, training_billions):
         trunk = trunk_of(name, model)
         channels, size = trunk_output(trunk, 224)
         assert (channels, size) == (bottleneck, 7)
-        assert PrimaryCaps(channels, size, 8).capsules == capsules
-        passes = 3 * (sum(count_macs(trunk, 224).values()) + primary_macs(channels, size, 8))
+        network = CapsuleNetwork(trunk, channels=channels, feature_size=size, classes=10)
+        assert network.primary_caps.capsules == capsules
+        passes = network_costs(network, trunk, 224, frozen=False)["training_flops"]
     if training_billions is not None:
         assert f"{passes / 1e9:.2f}" == training_billions
 
