@@ -107,7 +107,7 @@ def prune(
         >>> import capsprune
         >>> from capsprune.options import PruneOptions
         >>> pruned = capsprune.prune(PruneOptions(flops=0.5, candidates=2), epochs=0)
-        >>> round(pruned.summary["flops_ratio"], 1)
+        >>> round(pruned.summary.flops_ratio, 1)
         0.5
     """
     return _perform("prune", options, values, progress)
@@ -162,7 +162,7 @@ def export_onnx(
     Example:
         >>> import capsprune
         >>> exported = capsprune.export_onnx()
-        >>> session = capsprune.session(exported.summary["path"])
+        >>> session = capsprune.session(exported.summary.path)
         >>> [output.name for output in session.get_outputs()]
         ['class_probabilities', 'poses']
     """
@@ -189,7 +189,7 @@ def profile(
     Example:
         >>> import capsprune
         >>> profiled = capsprune.profile(batch=1, repeats=2)
-        >>> list(profiled.summary["variants"])
+        >>> list(profiled.summary.variants)
         ['unpruned, linear', 'unpruned, capsules', 'pruned, capsules']
     """
     return _perform("profile", options, values, progress)
@@ -215,7 +215,7 @@ def analyse(
     Example:
         >>> import capsprune
         >>> analysis = capsprune.analyse(images=20)
-        >>> analysis.summary["images"]
+        >>> analysis.summary.images
         20
     """
     return _perform("analyse", options, values, progress)

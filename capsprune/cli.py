@@ -177,18 +177,13 @@ def run_command(
     with session_of(shared, TerminalProgress(verbose), create=True) as session:
         run_recipe(parsed, session)
         if json:
-            stages = {str(name): record.summary for name, record in session.run.stages.items()}
+            stages = {name: done.summary.to_dict() for name, done in session.run.stages.items()}
             _print_json({"run": session.run.name, "path": str(session.run.directory), **stages})
         else:
             from capsprune.terminal.stages import print_result
 
-            stages = {
-                str(name): {**record.summary, "seconds": record.seconds}
-                for name, record in session.run.stages.items()
-            }
-            print_result(
-                stages, [(name, str(session.run.path(name))) for name in session.run.stages]
-            )
+            run = session.run
+            print_result(run.stages, [(name, str(run.path(name))) for name in run.stages])
 
 
 @app.command("sweep")
@@ -211,7 +206,8 @@ def sweep_command(
     It is backbones x pruned FLOPs x frozen or finetuned trunks x seeds. Cells that are finished are
     not done again; one that fails does not stop the others.
     """
-    from capsprune.sweep import SweepError, read_sweep_recipe
+    from capsprune.summaries import NetworkSummary
+    from capsprune.sweep import SweepError, cell_stages, read_sweep_recipe
 
     parsed = read_sweep_recipe(recipe)
     if checkpoints is not None and not checkpoints.is_dir():
@@ -231,9 +227,9 @@ def sweep_command(
     runs, _ = done.read_runs()
     cells = {
         cell.name: {
-            str(stage): run.stages[stage].summary.get("accuracy")
-            for stage in ("pruned", "caps", "linear")
-            if stage in run.stages
+            stage: done.summary.accuracy
+            for stage, done in run.stages.items()
+            if stage in cell_stages() and isinstance(done.summary, NetworkSummary)
         }
         for cell in done.cells
         if (run := runs.get(cell.name)) is not None
@@ -341,15 +337,7 @@ def runs_command(
             return
         print_runs(
             [
-                (
-                    run.name,
-                    {
-                        name: f"{record.summary['accuracy']:.2%}"
-                        if "accuracy" in record.summary
-                        else "done"
-                        for name, record in run.stages.items()
-                    },
-                )
+                (run.name, {name: done.summary.headline for name, done in run.stages.items()})
                 for run in runs
             ],
             str(runs_dir),

@@ -21,6 +21,7 @@ from capsprune.pruning.groups import find_groups
 from capsprune.pruning.strategy import read_strategy
 from capsprune.run import Run
 from capsprune.stages import checkpoint_stages
+from capsprune.summaries import NetworkSummary
 
 #: Passes of the trunk in a training step, as the paper counts: forward, and twice that backward.
 _PASSES_FINETUNED = 3
@@ -110,7 +111,8 @@ def inspect_run(run: Run, options: InspectOptions) -> dict[str, dict[str, Any]]:
         )
     return {
         stage: checkpoint_costs(
-            load_checkpoint(run.path(stage)), frozen=bool(run.stages[stage].summary.get("frozen"))
+            load_checkpoint(run.path(stage)),
+            frozen=run.stages[stage].summary_as(NetworkSummary).is_frozen,
         )
         for stage in done
     }

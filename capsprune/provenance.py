@@ -19,7 +19,7 @@ from capsprune.data.loaders import data_loader
 from capsprune.data.splits import Split
 from capsprune.errors import CheckpointError, DataError
 from capsprune.files import BadFileError, read_text, write_bytes, write_text
-from capsprune.run import is_run
+from capsprune.run_folder import is_run
 
 SPLIT = "split.json"
 VERIFICATION = "verification.safetensors"

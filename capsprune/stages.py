@@ -30,6 +30,14 @@ from capsprune.options import (
     TrainOptions,
     parse_options,
 )
+from capsprune.summaries import (
+    AnalysisSummary,
+    ExportSummary,
+    HeadSummary,
+    NetworkSummary,
+    ProfileSummary,
+    StageSummary,
+)
 from capsprune.tables import Table, resolve
 
 
@@ -116,6 +124,8 @@ class StageKind:
     name: str
     #: The command that makes it; further ones may.
     command: Command
+    #: What its result holds.
+    summary: type[StageSummary] = StageSummary
     #: What it is made from: another stage.
     follows: str | None = None
     #: Leaves one JSON file, not a folder.
@@ -188,6 +198,7 @@ add_stage(
             stage="baseline",
             begins=True,
         ),
+        summary=NetworkSummary,
         is_checkpoint=True,
         title="Baseline",
         network="unpruned, linear",
@@ -208,6 +219,7 @@ add_stage(
             stage="pruned",
             begins=True,
         ),
+        summary=NetworkSummary,
         follows="baseline",
         is_checkpoint=True,
         title="Pruned backbone",
@@ -242,6 +254,7 @@ add_stage(
             "capsprune.terminal.outcomes:show_checkpoint",
             stage="caps",
         ),
+        summary=HeadSummary,
         follows="pruned",
         is_checkpoint=True,
         title="Pruned capsule network",
@@ -264,6 +277,7 @@ add_stage(
             "capsprune.terminal.outcomes:show_checkpoint",
             stage="linear",
         ),
+        summary=HeadSummary,
         follows="pruned",
         is_checkpoint=True,
         title="Pruned backbone with a new linear classifier",
@@ -284,6 +298,7 @@ add_stage(
             stage="onnx",
             flags="--onnx",
         ),
+        summary=ExportSummary,
         follows="caps",
         title="ONNX file",
         in_recipes="always",
@@ -303,6 +318,7 @@ add_stage(
             "capsprune.terminal.outcomes:show_profile",
             stage="profile",
         ),
+        summary=ProfileSummary,
         follows="onnx",
         is_file=True,
         title="Profile in ONNX Runtime",
@@ -324,6 +340,7 @@ add_stage(
             "capsprune.terminal.outcomes:show_analysis",
             stage="analysis",
         ),
+        summary=AnalysisSummary,
         follows="caps",
         is_file=True,
         title="Analysis",

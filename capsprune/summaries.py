@@ -1,16 +1,24 @@
-"""What the summary of each finished stage holds: checked where run.json is read, relied on behind.
+"""What the result of each stage holds: built when a stage is done, checked when run.json is read.
 
 The keys that must be there are those that every version wrote. Others, of later versions, may be
-there too. A measurement is None where there was no meter, or where it came to no number.
+there too, and stay. A measurement is None where there was no meter, or where it came to no number.
 """
 
 from __future__ import annotations
 
-import functools
-from typing import Annotated, Any
+from collections.abc import Mapping
+from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter
-from typing_extensions import NotRequired, Required, TypedDict
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
+from typing_extensions import TypedDict
 
 from capsprune.bounds import (
     MAX_ENTRIES,
@@ -23,75 +31,140 @@ from capsprune.bounds import (
     Share,
     Text,
 )
-
-_LATER_VERSIONS_TOO = ConfigDict(extra="allow", strict=True)
+from capsprune.files import dump_json, parse_json
 
 #: Networks of one profile, and distortions with their amounts: what a table and a page can show.
 _MAX_VARIANTS = _MAX_DISTORTED = 100
 
+
+def _given(value: Any) -> Any:
+    """Refuse None for what is left out where there is none."""
+    if value is None:
+        raise ValueError("it should be left out where there is none")
+    return value
+
+
 _Batch = Annotated[int, Field(ge=1, le=2**31)]
-_Epochs = Annotated[int, Field(ge=0, le=MAX_EPOCHS)]
 _ByIteration = Annotated[list[Number | None], Field(max_length=MAX_ITERATIONS)]
 _Shapes = Annotated[
     dict[Name, Annotated[list[int | Name], Field(max_length=16)]], Field(max_length=16)
 ]
+_GivenShare = Annotated[Share | None, BeforeValidator(_given)]
+_GivenCount = Annotated[Count | None, BeforeValidator(_given)]
+_GivenAmount = Annotated[Amount | None, BeforeValidator(_given)]
+_GivenEpochs = Annotated[Annotated[int, Field(ge=0, le=MAX_EPOCHS)] | None, BeforeValidator(_given)]
+_GivenText = Annotated[Text | None, BeforeValidator(_given)]
+FiguresT = TypeVar("FiguresT", bound="Figures")
 
 
-class Asked(TypedDict):
+class Figures(BaseModel):
+    """Figures that stand in a file: those that were never set are absent there too."""
+
+    model_config = ConfigDict(extra="allow", strict=True, frozen=True)
+
+    @classmethod
+    def of(cls: type[FiguresT], values: Mapping[str, Any] | Figures) -> FiguresT:
+        """Make them of what a stage computed, just as they will be read.
+
+        Raises:
+            pydantic.ValidationError: if a reader could not rely on them.
+        """
+        plain = values.to_dict() if isinstance(values, Figures) else values
+        return cls.model_validate(parse_json(dump_json(plain)))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return them as plain data, as a file has them."""
+        return self.model_dump(mode="json")
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {key: value for key, value in handler(self).items() if key in self.model_fields_set}
+
+
+class Asked(Figures):
     """What readers take from the options of a stage, whichever it is."""
 
-    __pydantic_config__ = _LATER_VERSIONS_TOO  # type: ignore[misc]
-
-    part: NotRequired[Annotated[float, Field(gt=0, le=1)] | None]
-    checkpoint: NotRequired[Text | None]
+    part: Annotated[float, Field(gt=0, le=1)] | None = None
+    checkpoint: Text | None = None
 
 
-class NetworkSummary(TypedDict, total=False):
+class StageSummary(Figures):
+    """Of any stage; those of a plug-in that is not here have nothing else that is known."""
+
+    data_root: Text | None = None
+    #: Kind of device that it was computed on.
+    device: Any = None
+
+    @property
+    def headline(self) -> str:
+        """In a word what came of it, for the list of runs."""
+        return "done"
+
+
+#: Of one class; its accuracy is None where there are no images of it.
+ClassScore = TypedDict("ClassScore", {"class": Text, "images": Count, "accuracy": Share | None})
+
+
+class NetworkSummary(StageSummary):
     """Of the stages whose result is a network."""
 
-    __pydantic_config__ = _LATER_VERSIONS_TOO  # type: ignore[misc]
+    model: Name
+    data: Text
+    forward_macs: Count
+    parameters: Count
+    weights: _GivenText = None
+    imported: _GivenText = None
+    classifier: _GivenText = None
+    accuracy: _GivenShare = None
+    loss: Number | None = None
+    images: _GivenCount = None
+    majority_rate: Share | None = None
+    worst_classes: Annotated[list[ClassScore], Field(max_length=100)] = []
+    accuracy_before_finetuning: _GivenShare = None
+    flops_ratio: _GivenShare = None
+    candidates: _GivenCount = None
+    best_candidate: Count | None = None
+    epochs: _GivenEpochs = None
+    kept_epoch: _GivenEpochs = None
+    batch_size: _GivenCount = None
+    lr: Number | None = None
+    epoch_seconds: _GivenAmount = None
+    threads: _GivenCount = None
+    peak_memory_mb: Amount | None = None
+    memory_meter: Name | None = None
+    energy_joules: Amount | None = None
+    energy_meter: Name | None = None
+    bottleneck_channels: _GivenCount = None
+    feature_size: _GivenCount = None
+    primary_capsules: _GivenCount = None
+    trunk_macs: _GivenCount = None
+    head_macs: _GivenCount = None
+    training_flops: _GivenCount = None
 
-    model: Required[Name]
-    data: Required[Text]
-    forward_macs: Required[Count]
-    parameters: Required[Count]
-    data_root: Text | None
-    weights: Text
-    imported: Text
-    classifier: Text
-    accuracy: Share
-    loss: Number | None
-    images: Count
-    accuracy_before_finetuning: Share
-    flops_ratio: Share
-    candidates: Count
-    best_candidate: Count | None
-    epochs: _Epochs
-    kept_epoch: _Epochs
-    epoch_seconds: Amount
-    threads: Count
-    peak_memory_mb: Amount | None
-    memory_meter: Name | None
-    energy_joules: Amount | None
-    energy_meter: Name | None
-    bottleneck_channels: Count
-    feature_size: Count
-    primary_capsules: Count
-    trunk_macs: Count
-    head_macs: Count
-    training_flops: Count
+    @property
+    def headline(self) -> str:
+        """Its accuracy, if it was scored."""
+        return "done" if self.accuracy is None else f"{self.accuracy:.2%}"
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether a head alone was trained, on a frozen trunk."""
+        return False
 
 
-class HeadSummary(NetworkSummary, total=False):
+class HeadSummary(NetworkSummary):
     """Of the stages that put a head on a trunk."""
 
-    frozen: Required[bool]
+    frozen: bool
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether the head alone was trained, on a frozen trunk."""
+        return self.frozen
 
 
-class ExportSummary(TypedDict):
+class ExportSummary(StageSummary):
     """Of `onnx`, and what stands in verification.json."""
-
-    __pydantic_config__ = _LATER_VERSIONS_TOO  # type: ignore[misc]
 
     path: Text
     bytes: Count
@@ -102,22 +175,20 @@ class ExportSummary(TypedDict):
     batches: Annotated[list[_Batch], Field(max_length=100)]
     max_abs_difference: Amount
     top1_agreement: Share
+    #: Where the images come from; of before it was said, they were test images.
+    verified_on: Text = "test images"
 
 
-class VariantSummary(TypedDict):
+class VariantSummary(Figures):
     """Of a network that was profiled."""
-
-    __pydantic_config__ = _LATER_VERSIONS_TOO  # type: ignore[misc]
 
     forward_macs: Count
     parameters: Count
     file_bytes: Count
 
 
-class MeasurementSummary(TypedDict):
+class MeasurementSummary(Figures):
     """Of one network at one batch size, as `capsprune.runtime.profile` measures it."""
-
-    __pydantic_config__ = _LATER_VERSIONS_TOO  # type: ignore[misc]
 
     variant: Name
     provider: Name
@@ -126,53 +197,48 @@ class MeasurementSummary(TypedDict):
     latency_ms_p25: Amount
     latency_ms_p75: Amount
     routing_share: Amount | None
-    routing_kernel: NotRequired[Name | None]
-    images_per_second: NotRequired[Amount | None]
-    peak_memory_mb: NotRequired[Number | None]
-    gpu_memory_mb: NotRequired[Number | None]
-    energy_joules_per_image: NotRequired[Number | None]
-    portable_latency_ms: NotRequired[Amount | None]
-    portable_routing_share: NotRequired[Amount | None]
+    routing_kernel: Name | None = None
+    images_per_second: Amount | None = None
+    peak_memory_mb: Number | None = None
+    gpu_memory_mb: Number | None = None
+    energy_joules_per_image: Number | None = None
+    portable_latency_ms: Amount | None = None
+    portable_routing_share: Amount | None = None
 
 
 Measurements = Annotated[list[MeasurementSummary], Field(min_length=1, max_length=MAX_ENTRIES)]
 
 
-class ProfileSummary(TypedDict):
+class ProfileSummary(StageSummary):
     """Of `profile`."""
-
-    __pydantic_config__ = _LATER_VERSIONS_TOO  # type: ignore[misc]
 
     variants: Annotated[dict[Name, VariantSummary], Field(min_length=1, max_length=_MAX_VARIANTS)]
     measurements: Measurements
 
+    @model_validator(mode="after")
+    def _is_whole(self) -> ProfileSummary:
+        batches = {row.batch for row in self.measurements}
+        measured = {(row.variant, row.batch) for row in self.measurements}
+        for variant in self.variants:
+            for batch in batches:
+                if (variant, batch) not in measured:
+                    raise ValueError(f"it should have '{variant}' measured at batch {batch}")
+        return self
 
-def _check_whole(profile: ProfileSummary) -> ProfileSummary:
-    batches = {row["batch"] for row in profile["measurements"]}
-    measured = {(row["variant"], row["batch"]) for row in profile["measurements"]}
-    for variant in profile["variants"]:
-        for batch in batches:
-            if (variant, batch) not in measured:
-                raise ValueError(f"it should have '{variant}' measured at batch {batch}")
-    return profile
 
-
-class DistortedSummary(TypedDict):
+class DistortedSummary(Figures):
     """Accuracies under one distortion."""
 
-    __pydantic_config__ = _LATER_VERSIONS_TOO  # type: ignore[misc]
-
     distortion: Name
-    amount: Number
+    #: An integer stays one in files.
+    amount: int | Number
     unit: Name
     capsules: Share | None
-    linear: NotRequired[Share | None]
+    linear: Share | None = None
 
 
-class AnalysisSummary(TypedDict):
+class AnalysisSummary(StageSummary):
     """Of `analysis`."""
-
-    __pydantic_config__ = _LATER_VERSIONS_TOO  # type: ignore[misc]
 
     model: Name
     data: Text
@@ -187,31 +253,3 @@ class AnalysisSummary(TypedDict):
     agreement_true: _ByIteration
     agreement_other: _ByIteration
     robustness: Annotated[list[DistortedSummary], Field(max_length=_MAX_DISTORTED)]
-
-
-_KINDS: dict[str, Any] = {
-    "options": Asked,
-    "baseline": NetworkSummary,
-    "pruned": NetworkSummary,
-    "caps": HeadSummary,
-    "linear": HeadSummary,
-    "onnx": ExportSummary,
-    "profile": Annotated[ProfileSummary, AfterValidator(_check_whole)],
-    "analysis": AnalysisSummary,
-}
-
-
-def check_stage(stage: str, options: dict[str, Any], summary: dict[str, Any]) -> None:
-    """Check the options and the summary of a stage.
-
-    Raises:
-        pydantic.ValidationError: if a reader could not rely on it.
-    """
-    _adapter("options").validate_python(options)
-    if stage in _KINDS:
-        _adapter(stage).validate_python(summary)
-
-
-@functools.cache
-def _adapter(name: str) -> TypeAdapter[Any]:
-    return TypeAdapter(_KINDS[name])

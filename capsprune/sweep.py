@@ -26,7 +26,9 @@ from capsprune.options import (
     parse_options,
 )
 from capsprune.recipe import Recipe, parse_recipe, read_yaml
-from capsprune.run import Run, StageName, check_name, is_run, list_readable, list_runs
+from capsprune.records import StageName
+from capsprune.run import Run, list_readable, list_runs
+from capsprune.run_folder import check_name, is_run
 from capsprune.stages import STAGES
 
 TrunkKind = Literal["frozen", "finetuned"]

@@ -10,7 +10,8 @@ from power import Watch
 
 from capsprune.errors import RunError
 from capsprune.files import write_text
-from capsprune.run import StageName, list_runs, open_run, read_run
+from capsprune.records import StageName
+from capsprune.run import list_runs, open_run, read_run
 from capsprune.stages import STAGES
 
 NETWORK = {"model": "tiny", "data": "digits", "forward_macs": 1, "parameters": 1, "frozen": False}
@@ -588,7 +589,7 @@ def test_what_a_later_version_adds_and_a_meter_lacks_is_read(whole):
     summary = content["stages"]["baseline"]["summary"]
     summary |= {"later": [1, {"a": None}], "energy_joules": None, "loss": None}
     whole.write_text(json.dumps(content))
-    assert read_run(whole.parent.parent, "r").stages["baseline"].summary == summary
+    assert read_run(whole.parent.parent, "r").stages["baseline"].summary.to_dict() == summary
 
 
 @pytest.mark.parametrize("name", ["x" * 201, "", "a/b", "nul\0", "-a"])

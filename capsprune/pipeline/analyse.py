@@ -20,7 +20,8 @@ from capsprune.options import AnalyseOptions
 from capsprune.pipeline.fitting import load_classes
 from capsprune.pipeline.session import EVALUATION_BATCH, Session
 from capsprune.pipeline.stage import Stage
-from capsprune.run import StageRecord
+from capsprune.records import StageRecord
+from capsprune.summaries import HeadSummary
 
 
 def analyse(options: AnalyseOptions, session: Session) -> StageRecord:
@@ -72,7 +73,7 @@ def analyse(options: AnalyseOptions, session: Session) -> StageRecord:
         "images": len(images),
         "model": checkpoint.architecture.model,
         "data": data.name,
-        "frozen": capsules.summary["frozen"],
+        "frozen": capsules.summary_as(HeadSummary).frozen,
         **inside,
         "robustness": [
             {
@@ -116,7 +117,7 @@ def _baseline(session: Session, capsules: StageRecord) -> StageRecord | None:
     except RunError as error:
         session.progress.say(f"The linear baseline is left out: {error}")
         return None
-    if linear.summary["frozen"] != capsules.summary["frozen"]:
+    if linear.summary_as(HeadSummary).frozen != capsules.summary_as(HeadSummary).frozen:
         reason = "of one of the two networks the trunk is frozen, of the other it is finetuned"
     elif linear.parent != capsules.parent:
         reason = "it was made from another backbone than the capsule network"

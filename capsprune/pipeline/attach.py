@@ -25,7 +25,7 @@ from capsprune.options import DEFAULT_D1, AttachCapsOptions, AttachLinearOptions
 from capsprune.pipeline.fitting import fit_network, load_classes, score_network, score_summary
 from capsprune.pipeline.session import Session
 from capsprune.pipeline.stage import Stage
-from capsprune.run import StageRecord
+from capsprune.records import StageRecord
 
 
 def attach_caps(options: AttachCapsOptions, session: Session) -> StageRecord:

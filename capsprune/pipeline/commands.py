@@ -11,8 +11,10 @@ from typing import Any
 from capsprune.options import ComputingOptions, RunOptions, SessionOptions
 from capsprune.pipeline.session import Session
 from capsprune.progress import Progress
-from capsprune.run import StageRecord, open_run
+from capsprune.records import StageRecord
+from capsprune.run import open_run
 from capsprune.stages import COMMANDS, Command
+from capsprune.summaries import Figures
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,7 @@ class Outcome:
     command: Command
     #: Name of the run.
     run: str
-    #: What the command gives: a stage's summary, or figures.
+    #: What the command gives: a stage's summary, or figures as plain data.
     summary: Any
     #: Where a finished stage lies, and how long it took; None for what leaves the run as it is.
     path: Path | None = None
@@ -30,10 +32,11 @@ class Outcome:
 
     def to_dict(self) -> dict[str, Any]:
         """Return all of it as plain data, as --json prints it."""
+        plain = self.summary.to_dict() if isinstance(self.summary, Figures) else self.summary
         if self.path is None:
-            return dict(self.summary)
+            return dict(plain)
         where = {"run": self.run, "path": str(self.path), "seconds": self.seconds}
-        return {**where, **self.summary}
+        return {**where, **plain}
 
 
 @contextmanager

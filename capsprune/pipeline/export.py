@@ -19,9 +19,10 @@ from capsprune.options import ExportOptions
 from capsprune.pipeline.session import Session
 from capsprune.pipeline.stage import Stage
 from capsprune.provenance import random_images, read_verification, verification_images
+from capsprune.summaries import ExportSummary
 
 
-def export(options: ExportOptions, session: Session) -> dict[str, Any]:
+def export(options: ExportOptions, session: Session) -> ExportSummary:
     """Export a checkpoint.
 
     Without a checkpoint in the options, the run's capsule network becomes the run's onnx/ (and is
@@ -41,9 +42,10 @@ def export(options: ExportOptions, session: Session) -> dict[str, Any]:
         target = options.output or source.resolve().with_name(f"{source.resolve().name}.onnx")
         _check_output(target, session.overwrite)
         images = find_images(session, source, checkpoint.architecture, options.data_root)
-        return export_checkpoint(
+        report = export_checkpoint(
             session, checkpoint, images, target, opset=options.opset, inline=options.inline
         )
+        return ExportSummary.of(report)
 
     run.require("caps", "export")
     described = read_architecture(run.path("caps"))
@@ -70,10 +72,11 @@ def export(options: ExportOptions, session: Session) -> dict[str, Any]:
             dump_json(report, indent=1) + "\n", encoding="utf-8"
         )
         record = stage.commit(result, report["sha256"], report)
+    summary = record.summary_as(ExportSummary)
     if options.output is None:
-        return record.summary
+        return summary
     _copy(final, options.output)
-    return {**record.summary, "path": str(options.output)}
+    return summary.model_copy(update={"path": str(options.output)})
 
 
 @dataclass(frozen=True)

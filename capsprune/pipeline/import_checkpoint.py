@@ -24,7 +24,7 @@ from capsprune.pipeline.session import Session
 from capsprune.pipeline.stage import Stage
 from capsprune.pruning.rebuild import rebuild
 from capsprune.pruning.strategy import Strategy
-from capsprune.run import StageRecord
+from capsprune.records import StageRecord
 from capsprune.training.fit import History
 
 

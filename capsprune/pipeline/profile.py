@@ -19,7 +19,7 @@ from capsprune.pipeline.export import export_checkpoint, find_images
 from capsprune.pipeline.session import Session
 from capsprune.pipeline.stage import Stage
 from capsprune.progress import Progress
-from capsprune.run import StageRecord
+from capsprune.records import StageRecord
 from capsprune.runtime.profile import Measurement, Place, Timing, profile_variants
 from capsprune.runtime.sessions import resolve_provider
 from capsprune.training.device import gpu_number

@@ -37,7 +37,7 @@ from capsprune.pruning.criteria import rank_channels, takes_images
 from capsprune.pruning.groups import Dependencies
 from capsprune.pruning.strategy import Strategy, read_strategy
 from capsprune.pruning.target import Target
-from capsprune.run import StageRecord
+from capsprune.records import StageRecord
 
 
 def prune(options: PruneOptions, session: Session) -> StageRecord:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from capsprune.pipeline.session import Session
 from capsprune.recipe import Recipe
-from capsprune.run import StageName, StageRecord
+from capsprune.records import StageName, StageRecord
 from capsprune.stages import STAGES
 
 

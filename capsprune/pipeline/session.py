@@ -28,7 +28,8 @@ from capsprune.errors import RunError
 from capsprune.options import ImportOptions, TrainOptions
 from capsprune.progress import Progress
 from capsprune.provenance import provenance_of_weights, read_provenance
-from capsprune.run import Run, StageName
+from capsprune.records import StageName
+from capsprune.run import Run
 from capsprune.training.device import make_fabric
 
 if TYPE_CHECKING:
@@ -286,8 +287,8 @@ class Session:
             return None
         records = self.run.stages.values()
         latest_first = sorted(records, key=lambda record: record.finished, reverse=True)
-        roots = (record.summary.get("data_root") for record in latest_first)
-        return next((native_path(root) for root in roots if isinstance(root, str)), None)
+        roots = (record.summary.data_root for record in latest_first)
+        return next((native_path(root) for root in roots if root is not None), None)
 
 
 def _other_split(checkpoint: Path, run: Run) -> RunError:

@@ -19,7 +19,7 @@ from capsprune.errors import CapspruneError, CheckpointError, RunError
 from capsprune.options import Options, parse_options
 from capsprune.pipeline.session import Session
 from capsprune.provenance import verification_images, write_provenance
-from capsprune.run import StageName, StageRecord
+from capsprune.records import StageName, StageRecord
 from capsprune.stages import Command, commands_of
 from capsprune.training.fit import History
 

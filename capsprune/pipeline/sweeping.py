@@ -22,7 +22,8 @@ from capsprune.pipeline.profile import say_where
 from capsprune.pipeline.session import Session
 from capsprune.progress import Progress
 from capsprune.recipe import Recipe
-from capsprune.run import Run, StageName, open_run, read_run
+from capsprune.records import StageName
+from capsprune.run import Run, open_run, read_run
 from capsprune.runtime.profile import Place, Timing, profile_variants
 from capsprune.runtime.sessions import resolve_provider
 from capsprune.stages import STAGES

@@ -15,7 +15,7 @@ from capsprune.options import TrainOptions
 from capsprune.pipeline.fitting import fit_network, score_network, score_summary
 from capsprune.pipeline.session import Session
 from capsprune.pipeline.stage import Stage, content_of
-from capsprune.run import StageRecord
+from capsprune.records import StageRecord
 
 
 def train(options: TrainOptions, session: Session) -> StageRecord:

@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeVar
 
 from capsprune.bounds import cut
 from capsprune.errors import RunError
+from capsprune.records import DamagedRun
 from capsprune.report.notes import notes_on
 from capsprune.report.reading import (
     Candidate,
@@ -21,8 +22,16 @@ from capsprune.report.reading import (
     read_rows,
 )
 from capsprune.report.results import Backbone, Cell, Head, Latency, Results, Row, Search, grouped
-from capsprune.run import DamagedRun, Run, read_run
+from capsprune.run import Run, read_run
 from capsprune.stages import STAGES
+from capsprune.summaries import (
+    AnalysisSummary,
+    ExportSummary,
+    HeadSummary,
+    MeasurementSummary,
+    NetworkSummary,
+    ProfileSummary,
+)
 from capsprune.sweep import DamagedSweep, is_sweep, read_sweep
 
 #: Figures of a stage's summary that a cell or a backbone has too.
@@ -211,17 +220,17 @@ class _Reader:
                 self._read_backbone(run, name, backbone, pruned, source)
         if "baseline" in usable:
             record = run.stages["baseline"]
-            self.weights.add(_name(record.summary.get("weights", "unknown")))
+            self.weights.add(_name(record.summary_as(NetworkSummary).weights or "unknown"))
             self.parts.add(record.options.get("part") or 1.0)
         for head in _HEADS:
             if head in usable:
                 self._read_cell(run, name, head, pruned, source)
         own = {(name, "capsules")}
         if "analysis" in usable:
-            self.analyses[name] = run.stages["analysis"].summary
+            self.analyses[name] = run.stages["analysis"].summary_as(AnalysisSummary).to_dict()
             self._add(own, _analysed(self.analyses[name]))
         if "onnx" in usable:
-            self._add(own, {"file_bytes": run.stages["onnx"].summary["bytes"]})
+            self._add(own, {"file_bytes": run.stages["onnx"].summary_as(ExportSummary).bytes})
 
     def _read_backbone(
         self, run: Run, name: str, stage: Literal["baseline", "pruned"], pruned: int, source: str
@@ -229,11 +238,11 @@ class _Reader:
         record = run.stages[stage]
         if record.id in self.backbones:
             return
-        summary = record.summary
+        summary = record.summary_as(NetworkSummary)
         self.backbones[record.id] = backbone = Backbone(
             run=name,
-            data=_name(summary["data"]),
-            backbone=_name(summary["model"]),
+            data=_name(summary.data),
+            backbone=_name(summary.model),
             pruned=pruned if stage == "pruned" else 0,
             stage=stage,
             seed=run.seed,
@@ -250,14 +259,14 @@ class _Reader:
                 pruned=backbone.pruned,
                 seed=run.seed,
                 candidates=candidates,
-                best=summary.get("best_candidate"),
+                best=summary.best_candidate,
                 source=source,
             )
 
     def _read_cell(
         self, run: Run, name: str, stage: Literal["caps", "linear"], pruned: int, source: str
     ) -> None:
-        summary = run.stages[stage].summary
+        summary = run.stages[stage].summary_as(HeadSummary)
         described = self._read(read_object, run.path(stage) / "architecture.json", Described, name)
         shape = {}
         if described:
@@ -266,15 +275,15 @@ class _Reader:
         self.cells.append(
             Cell(
                 run=name,
-                data=_name(summary["data"]),
-                backbone=_name(summary["model"]),
+                data=_name(summary.data),
+                backbone=_name(summary.model),
                 pruned=pruned,
-                trunk="frozen" if summary["frozen"] else "finetuned",
+                trunk="frozen" if summary.frozen else "finetuned",
                 head=_HEADS[stage],
                 seed=run.seed,
                 values=_figures(summary) | shape,
-                memory_meter=summary.get("memory_meter"),
-                energy_meter=summary.get("energy_meter"),
+                memory_meter=summary.memory_meter,
+                energy_meter=summary.energy_meter,
                 epochs=self._read(read_rows, run.path(stage) / "metrics.jsonl", Epoch, name),
                 source=source,
             )
@@ -282,17 +291,18 @@ class _Reader:
 
     def _read_run_profile(self, run: Run, name: str) -> None:
         """Read the latencies of a run's own three networks."""
-        profile, caps = run.stages["profile"].summary, run.stages["caps"].summary
+        profile = run.stages["profile"].summary_as(ProfileSummary)
+        caps = run.stages["caps"].summary_as(HeadSummary)
         pruned = _pruned_of(run)
         for label, (is_pruned, head) in _RUN_VARIANTS.items():
             # A run that removed nothing has its capsules under both names: the trained ones.
-            if label not in profile["variants"] or (pruned == 0 and label == "unpruned, capsules"):
+            if label not in profile.variants or (pruned == 0 and label == "unpruned, capsules"):
                 continue
             level = pruned if is_pruned else 0
             own = {(name, head)} if level == pruned else set()
-            variant = {"backbone": _name(caps["model"]), "pruned": level, "head": head,
-                       "file_bytes": profile["variants"][label]["file_bytes"]}  # fmt: skip
-            self._add_latencies(profile, label, variant, _name(caps["data"]), name, own)
+            variant = {"backbone": _name(caps.model), "pruned": level, "head": head,
+                       "file_bytes": profile.variants[label].file_bytes}  # fmt: skip
+            self._add_latencies(profile.measurements, label, variant, _name(caps.data), name, own)
 
     def _read_sweep_profile(self, path: Path, runs: Mapping[str, Run], prefix: str) -> None:
         """Read the latencies of a sweep's networks.
@@ -314,12 +324,12 @@ class _Reader:
                 for other in runs.values()
                 if "pruned" in other.stages and other.stages["pruned"].id == backbone.id
             }
-            data = _name(backbone.summary["data"])
-            self._add_latencies(profile, label, variant, data, source, same)
+            data = _name(backbone.summary_as(NetworkSummary).data)
+            self._add_latencies(profile["measurements"], label, variant, data, source, same)
 
     def _add_latencies(
         self,
-        profile: Mapping[str, Any],
+        measurements: Iterable[MeasurementSummary],
         label: str,
         variant: Mapping[str, Any],
         data: str,
@@ -334,18 +344,18 @@ class _Reader:
                 backbone=backbone,
                 pruned=pruned,
                 head=head,
-                batch=row["batch"],
-                provider=row["provider"],
-                latency_ms=row["latency_ms"],
-                p25_ms=row["latency_ms_p25"],
-                p75_ms=row["latency_ms_p75"],
-                routing_share=row["routing_share"],
+                batch=row.batch,
+                provider=row.provider,
+                latency_ms=row.latency_ms,
+                p25_ms=row.latency_ms_p25,
+                p75_ms=row.latency_ms_p75,
+                routing_share=row.routing_share,
                 data=data,
-                routing_kernel=row.get("routing_kernel"),
+                routing_kernel=row.routing_kernel,
                 source=source,
             )
-            for row in profile["measurements"]
-            if row["variant"] == label
+            for row in measurements
+            if row.variant == label
         ]
         self.latencies += measured
         by_batch = {f"latency_ms_batch_{row.batch}": row.latency_ms for row in measured}
@@ -390,14 +400,14 @@ def _analysed(analysis: Mapping[str, Any]) -> dict[str, float]:
     return {key: float(value) for key, value in (found | last).items() if value is not None}
 
 
-def _figures(summary: Mapping[str, Any]) -> dict[str, float]:
-    return {key: summary[key] for key in _FIGURES if summary.get(key) is not None}
+def _figures(summary: NetworkSummary) -> dict[str, float]:
+    return {key: found for key in _FIGURES if (found := getattr(summary, key)) is not None}
 
 
 def _pruned_of(run: Run) -> int:
     """Return per cent of the FLOPs that a run's search removed; 0 where it has none."""
     record = run.stages.get("pruned")
-    ratio = record.summary.get("flops_ratio") if record is not None else None
+    ratio = record.summary_as(NetworkSummary).flops_ratio if record is not None else None
     return 0 if ratio is None else round(100 * (1 - ratio))
 
 

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from capsprune.errors import RunError
-from capsprune.run import DamagedRun, is_run, list_runs, read_run
+from capsprune.records import DamagedRun
+from capsprune.run import list_runs, read_run
+from capsprune.run_folder import is_run
 from capsprune.sweep import is_sweep, list_sweeps
 
 

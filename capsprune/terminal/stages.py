@@ -6,7 +6,17 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from capsprune.errors import listed
+from capsprune.records import StageRecord
 from capsprune.stages import STAGES
+from capsprune.summaries import (
+    AnalysisSummary,
+    ClassScore,
+    DistortedSummary,
+    ExportSummary,
+    MeasurementSummary,
+    NetworkSummary,
+    ProfileSummary,
+)
 from capsprune.terminal.layout import (
     NOT_AVAILABLE,
     count,
@@ -21,7 +31,7 @@ from capsprune.terminal.layout import (
 Summary = Mapping[str, Any]
 
 
-def print_checkpoint(title: str, summary: Summary, path: str, seconds: float) -> None:
+def print_checkpoint(title: str, summary: NetworkSummary, path: str, seconds: float) -> None:
     """Print what a stage that trains came to.
 
     Args:
@@ -30,74 +40,67 @@ def print_checkpoint(title: str, summary: Summary, path: str, seconds: float) ->
         path: where its checkpoint lies.
         seconds: how long the stage took.
     """
-    rows: list[tuple[str, str]] = [
-        ("backbone", summary["model"]),
-        ("data", summary["data"]),
-    ]
-    if "weights" in summary:
-        rows.append(("starting weights", summary["weights"]))
-    if "imported" in summary:
-        rows.append(
-            (
-                "imported from",
-                ", ".join(summary[key] for key in ("imported", "classifier") if key in summary),
-            )
-        )
-    if "flops_ratio" in summary:
-        rows.append(("FLOPs that remain", percent(summary["flops_ratio"])))
-    if "candidates" in summary:
-        rows.append(("candidates tried", str(summary["candidates"])))
-    if "accuracy_before_finetuning" in summary:
-        rows.append(("before fine-tuning", percent(summary["accuracy_before_finetuning"])))
-    rows.append(("test accuracy", _accuracy(summary)))
-    rows += _class_rows(summary.get("worst_classes", ()))
-    if "epochs" in summary:
-        kept = f" (best epoch {summary['kept_epoch']})" if "kept_epoch" in summary else ""
-        rows.append(("epochs", f"{summary['epochs']}{kept}"))
-    rows += _cost_rows(summary)
+    rows: list[tuple[str, str]] = [("backbone", summary.model), ("data", summary.data)]
+    if summary.weights is not None:
+        rows.append(("starting weights", summary.weights))
+    if summary.imported is not None:
+        told = filter(None, (summary.imported, summary.classifier))
+        rows.append(("imported from", ", ".join(told)))
+    if summary.flops_ratio is not None:
+        rows.append(("FLOPs that remain", percent(summary.flops_ratio)))
+    if summary.candidates is not None:
+        rows.append(("candidates tried", str(summary.candidates)))
+    if summary.accuracy_before_finetuning is not None:
+        rows.append(("before fine-tuning", percent(summary.accuracy_before_finetuning)))
+    rows.append(("test accuracy", _accuracy(summary.accuracy, summary.majority_rate)))
+    rows += _class_rows(summary.worst_classes)
+    if summary.epochs is not None:
+        best = "" if summary.kept_epoch is None else f" (best epoch {summary.kept_epoch})"
+        rows.append(("epochs", f"{summary.epochs}{best}"))
+    rows += _cost_rows(summary.to_dict())
     rows += [("time", f"{seconds:.0f} s"), ("checkpoint", path)]
     show_pairs(title, rows)
 
 
-def print_export(report: Summary) -> None:
+def print_export(report: ExportSummary) -> None:
     """Print what was exported and how it was verified."""
-    routing = "standard operators" if report["inline"] else "capsprune::DynamicRouting"
-    if "poses" not in report["outputs"]:
+    routing = "standard operators" if report.inline else "capsprune::DynamicRouting"
+    if "poses" not in report.outputs:
         routing = "none: a backbone without capsules"
     show_pairs(
         "ONNX file",
         [
-            ("file", report["path"]),
-            ("size", f"{report['bytes'] / 1e6:.1f} MB"),
-            ("operator set", str(report["opset"])),
+            ("file", report.path),
+            ("size", f"{report.bytes / 1e6:.1f} MB"),
+            ("operator set", str(report.opset)),
             ("routing", routing),
-            ("inputs", _shapes(report["inputs"])),
-            ("outputs", _shapes(report["outputs"])),
+            ("inputs", _shapes(report.inputs)),
+            ("outputs", _shapes(report.outputs)),
             (
                 "verified",
-                f"{report.get('verified_on', 'test images')} in batches of "
-                f"{', '.join(map(str, report['batches']))}: largest difference from "
-                f"PyTorch {report['max_abs_difference']:.1e}, same top-1 for "
-                f"{percent(report['top1_agreement'])}",
+                f"{report.verified_on} in batches of "
+                f"{', '.join(map(str, report.batches))}: largest difference from "
+                f"PyTorch {report.max_abs_difference:.1e}, same top-1 for "
+                f"{percent(report.top1_agreement)}",
             ),
         ],
     )
 
 
-def print_profile(profile: Summary) -> None:
+def print_profile(profile: ProfileSummary) -> None:
     """Print the measurements of all variants side by side."""
-    measurements = profile["measurements"]
-    variants = list(profile["variants"])
-    provider = measurements[0]["provider"].upper()
+    measurements = profile.measurements
+    variants = list(profile.variants)
+    provider = measurements[0].provider.upper()
     table = new_table(f"Profile in ONNX Runtime on {provider}, medians")
     table.add_column("")
     for variant in variants:
         table.add_column(variant, justify="right")
-    costs = [profile["variants"][variant] for variant in variants]
-    table.add_row("MACs", *(count(cost["forward_macs"]) for cost in costs))
-    table.add_row("parameters", *(count(cost["parameters"]) for cost in costs))
-    for batch in sorted({row["batch"] for row in measurements}):
-        by_variant = {row["variant"]: row for row in measurements if row["batch"] == batch}
+    costs = [profile.variants[variant] for variant in variants]
+    table.add_row("MACs", *(count(cost.forward_macs) for cost in costs))
+    table.add_row("parameters", *(count(cost.parameters) for cost in costs))
+    for batch in sorted({row.batch for row in measurements}):
+        by_variant = {row.variant: row for row in measurements if row.batch == batch}
         rows = [by_variant[variant] for variant in variants]
         table.add_section()
         table.add_row(f"batch {batch}")
@@ -106,18 +109,18 @@ def print_profile(profile: Summary) -> None:
     show_table(table)
 
 
-def print_analysis(analysis: Summary) -> None:
+def print_analysis(analysis: AnalysisSummary) -> None:
     """Print what the capsules do, and the accuracy on distorted images."""
     show_pairs(
-        f"{analysis['model']} with capsules on {analysis['images']} images of {analysis['data']}",
+        f"{analysis.model} with capsules on {analysis.images} images of {analysis.data}",
         [
-            ("entropy of a bottleneck unit", f"{number(analysis['bottleneck_entropy'], 3)} bits"),
-            ("bottleneck units that are on", percent(analysis["active_share"])),
-            ("length of a primary capsule", number(analysis["primary_length"], 3)),
+            ("entropy of a bottleneck unit", f"{number(analysis.bottleneck_entropy, 3)} bits"),
+            ("bottleneck units that are on", percent(analysis.active_share)),
+            ("length of a primary capsule", number(analysis.primary_length, 3)),
             (
                 "dead primary capsules",
-                f"{analysis['never_active']} of {analysis['primary_capsules']} "
-                f"({percent(analysis['never_active_share'])})",
+                f"{analysis.never_active} of {analysis.primary_capsules} "
+                f"({percent(analysis.never_active_share)})",
             ),
         ],
     )
@@ -130,59 +133,59 @@ def print_analysis(analysis: Summary) -> None:
     }
     for title in columns:
         iterations.add_column(title, justify="right")
-    for index, row in enumerate(zip(*(analysis[key] for key in columns.values()), strict=False)):
+    for index, row in enumerate(
+        zip(*(getattr(analysis, key) for key in columns.values()), strict=False)
+    ):
         iterations.add_row(str(index + 1), *(number(value, 4) for value in row))
     show_table(iterations)
-    _print_robustness(analysis["robustness"])
+    _print_robustness(analysis.robustness)
 
 
-def _print_robustness(rows: Sequence[Summary]) -> None:
-    compared = any(row.get("linear") is not None for row in rows)
+def _print_robustness(rows: Sequence[DistortedSummary]) -> None:
+    compared = any(row.linear is not None for row in rows)
     table = new_table("Accuracy on distorted images")
     table.add_column("distortion")
     for title in ("amount", "capsules", *(["linear"] if compared else [])):
         table.add_column(title, justify="right")
     before = None
     for row in rows:
-        if row["distortion"] != before:
+        if row.distortion != before:
             table.add_section()
         table.add_row(
-            "" if row["distortion"] == before else row["distortion"],
-            f"{row['amount']:g} {row['unit']}" if row["unit"] else "",
-            percent(row["capsules"]),
-            *([percent(row.get("linear"))] if compared else []),
+            "" if row.distortion == before else row.distortion,
+            f"{row.amount:g} {row.unit}" if row.unit else "",
+            percent(row.capsules),
+            *([percent(row.linear)] if compared else []),
         )
-        before = row["distortion"]
+        before = row.distortion
     show_table(table)
 
 
 #: The rows of a profile for each batch size.
-_MEASURED: dict[str, Callable[[Summary], str]] = {
-    "latency": lambda row: f"{row['latency_ms']:.2f} ms",
-    "quartiles": lambda row: f"{row['latency_ms_p25']:.2f}-{row['latency_ms_p75']:.2f} ms",
-    "images/s": lambda row: number(row.get("images_per_second"), 0),
-    "peak memory": lambda row: with_unit(row.get("peak_memory_mb"), "MB", 0),
-    "in routing": lambda row: percent(row["routing_share"]),
-    "kernel": lambda row: row.get("routing_kernel") or "no routing",
+_MEASURED: dict[str, Callable[[MeasurementSummary], str]] = {
+    "latency": lambda row: f"{row.latency_ms:.2f} ms",
+    "quartiles": lambda row: f"{row.latency_ms_p25:.2f}-{row.latency_ms_p75:.2f} ms",
+    "images/s": lambda row: number(row.images_per_second, 0),
+    "peak memory": lambda row: with_unit(row.peak_memory_mb, "MB", 0),
+    "in routing": lambda row: percent(row.routing_share),
+    "kernel": lambda row: row.routing_kernel or "no routing",
     # The same file with the portable kernel in the native one's place.
-    "portable kernel": lambda row: _if_native(
-        row, with_unit(row.get("portable_latency_ms"), "ms", 2)
-    ),
-    "its routing": lambda row: _if_native(row, percent(row.get("portable_routing_share"))),
-    "GPU memory": lambda row: with_unit(row.get("gpu_memory_mb"), "MB", 0),
-    "energy/image": lambda row: with_unit(row.get("energy_joules_per_image"), "J", 4),
+    "portable kernel": lambda row: _if_native(row, with_unit(row.portable_latency_ms, "ms", 2)),
+    "its routing": lambda row: _if_native(row, percent(row.portable_routing_share)),
+    "GPU memory": lambda row: with_unit(row.gpu_memory_mb, "MB", 0),
+    "energy/image": lambda row: with_unit(row.energy_joules_per_image, "J", 4),
 }
 
 
-def _if_native(row: Summary, text: str) -> str:
-    return text if row.get("routing_kernel") == "native" else ""
+def _if_native(row: MeasurementSummary, text: str) -> str:
+    return text if row.routing_kernel == "native" else ""
 
 
-def print_result(stages: Mapping[str, Summary], files: Iterable[tuple[str, str]]) -> None:
+def print_result(stages: Mapping[str, StageRecord], files: Iterable[tuple[str, str]]) -> None:
     """Print the outcome of a whole run: the result table, the profile, and where the files lie.
 
     Args:
-        stages: the summary of each finished stage, by its name.
+        stages: the record of each finished stage, by its name.
         files: what each file holds, and its path.
     """
     table = new_table("Result")
@@ -191,20 +194,21 @@ def print_result(stages: Mapping[str, Summary], files: Iterable[tuple[str, str]]
         table.add_column(title, justify="right")
     for stage in STAGES:
         if stage in stages and STAGES[stage].network:
-            summary = stages[stage]
+            summary = stages[stage].summary_as(NetworkSummary)
+            capsules = summary.primary_capsules
             table.add_row(
                 STAGES[stage].network,
-                percent(summary.get("accuracy")),
-                count(summary["forward_macs"]),
-                count(summary["parameters"]),
-                str(summary.get("primary_capsules", "")),
-                f"{summary['seconds']:.0f} s",
+                percent(summary.accuracy),
+                count(summary.forward_macs),
+                count(summary.parameters),
+                "" if capsules is None else str(capsules),
+                f"{stages[stage].seconds:.0f} s",
             )
     show_table(table)
     if "profile" in stages:
-        print_profile(stages["profile"])
+        print_profile(stages["profile"].summary_as(ProfileSummary))
     if "analysis" in stages:
-        print_analysis(stages["analysis"])
+        print_analysis(stages["analysis"].summary_as(AnalysisSummary))
     show_pairs("Files", list(files))
 
 
@@ -216,16 +220,15 @@ def print_evaluation(result: Summary) -> None:
             ("checkpoint", result["checkpoint"]),
             ("backbone", result["model"]),
             ("images", f"{result['images']} of {result['data']}, {result['split']}"),
-            ("accuracy", _accuracy(result)),
+            ("accuracy", _accuracy(result["accuracy"], result["majority_rate"])),
             *_class_rows(result["classes"]),
             ("loss", number(result["loss"], 4)),
         ],
     )
 
 
-def _accuracy(summary: Summary) -> str:
+def _accuracy(accuracy: float | None, majority: float | None) -> str:
     """Write an accuracy, and beside it what the largest class alone gives, where that is much."""
-    accuracy, majority = summary.get("accuracy"), summary.get("majority_rate")
     text = percent(accuracy)
     if accuracy is None or majority is None:
         return text
@@ -234,16 +237,16 @@ def _accuracy(summary: Summary) -> str:
     return text
 
 
-def _class_rows(classes: Iterable[Summary]) -> list[tuple[str, str]]:
+def _class_rows(classes: Iterable[ClassScore]) -> list[tuple[str, str]]:
     """Write the accuracy of the classes that are recognised least, and which have no images."""
     classes = list(classes)
-    empty = [one["class"] for one in classes if not one["images"]]
-    known = sorted((one for one in classes if one["images"]), key=lambda one: one["accuracy"])
+    empty = [score["class"] for score in classes if not score["images"]]
+    known = sorted((s for s in classes if s["images"]), key=lambda s: s["accuracy"] or 0.0)
     rows = []
     if known:
         worst = [
-            f"{_short(one['class'])}: {percent(one['accuracy'])} of {one['images']}"
-            for one in known[:_WORST]
+            f"{_short(score['class'])}: {percent(score['accuracy'])} of {score['images']}"
+            for score in known[:_WORST]
         ]
         rows.append(("worst classes", ", ".join(worst)))
     if empty:

@@ -48,11 +48,11 @@ def test_every_cell_is_an_ordinary_run(swept):
         frozen = name == FROZEN
         for stage in ("caps", "linear"):
             summary = run.stages[stage].summary
-            assert summary["frozen"] is frozen
-            assert summary["peak_memory_mb"] > 50
-            assert summary["memory_meter"] in ("resident set", "NVML")
-            trunk = summary["trunk_macs"]
-            assert trunk * (2 if frozen else 3) <= summary["training_flops"] < 4 * trunk
+            assert summary.frozen is frozen
+            assert summary.peak_memory_mb > 50
+            assert summary.memory_meter in ("resident set", "NVML")
+            trunk = summary.trunk_macs
+            assert trunk * (2 if frozen else 3) <= summary.training_flops < 4 * trunk
     # Both build on one baseline and one pruned backbone.
     first, second = cells.values()
     for stage in ("baseline", "pruned"):
@@ -85,8 +85,8 @@ def test_a_report_of_the_sweep(swept, tmp_path):
     run = read_run(swept / "runs" / "grid", FINETUNED)
     for stage, head in (("caps", "capsules"), ("linear", "linear")):
         summary = run.stages[stage].summary
-        assert float(lines[FINETUNED, head]["accuracy"]) == summary["accuracy"]
-        assert float(lines[FINETUNED, head]["training_flops"]) == summary["training_flops"]
+        assert float(lines[FINETUNED, head]["accuracy"]) == summary.accuracy
+        assert float(lines[FINETUNED, head]["training_flops"]) == summary.training_flops
     again = call("report", "gird", folder=swept)
     assert again.code == 2 and "did you mean grid?" in again.err
 
@@ -163,11 +163,11 @@ def test_published_networks_take_the_place_of_the_search(swept, tmp_path):
         for pruned in (0, 50)
     )
     assert "baseline" not in half.stages
-    assert half.stages["pruned"].summary["imported"] == "half.pth"
+    assert half.stages["pruned"].summary.imported == "half.pth"
     imported = dict(load_checkpoint(half.path("pruned")).network.named_parameters())
     assert all((imported[k] == v).all() for k, v in pruned.network.named_parameters())
     # What is compared with networks that nobody fine-tuned is not fine-tuned either.
-    assert unpruned.stages["pruned"].summary["epochs"] == 0
+    assert unpruned.stages["pruned"].summary.epochs == 0
     splits = [json.loads(run.read_split() or "") for run in (unpruned, half)]
     assert splits[0] == splits[1] and splits[0]["unused"]
 

@@ -16,10 +16,18 @@ from capsprune.pipeline.commands import Outcome, run_command
 from capsprune.pipeline.session import Session
 from capsprune.pipeline.stage import Stage
 from capsprune.recipe import parse_recipe
-from capsprune.run import StageRecord, open_run, read_run
+from capsprune.records import StageRecord
+from capsprune.run import open_run, read_run
 from capsprune.stages import COMMANDS, STAGES, Command, StageKind, add_stage
+from capsprune.summaries import NetworkSummary, StageSummary
 
 NETWORK = {"model": "tiny", "data": "digits", "forward_macs": 1, "parameters": 1}
+
+
+class DoubledSummary(StageSummary):
+    """What the toy gives."""
+
+    value: int
 
 
 class DoubleOptions(Options):
@@ -34,13 +42,13 @@ def double(options: DoubleOptions, session: Session) -> StageRecord:
     if record := stage.done():
         return record
     result = stage.begin() / "doubled.json"
-    value = options.factor * before.summary["parameters"]
+    value = options.factor * before.summary_as(NetworkSummary).parameters
     result.write_text(json.dumps(value))
     return stage.commit(result, f"{before.id} times {options.factor}", {"value": value})
 
 
 def show(outcome: Outcome, verbose: bool) -> None:
-    print(f"It is {outcome.summary['value']}.")
+    print(f"It is {outcome.summary.value}.")
 
 
 TOY = StageKind(
@@ -54,6 +62,7 @@ TOY = StageKind(
         show,
         stage="doubled",
     ),
+    summary=DoubledSummary,
     follows="baseline",
     is_file=True,
     title="Doubled",

@@ -81,7 +81,7 @@ def test_a_stage_trains_on_it(tmp_path):
     options = parse_options(TrainOptions, {"model": "mobilenet_v1", "data": "noise", "epochs": 0})
     with open_run(tmp_path / "runs", "toy", create=True) as run:
         record = train(options, Session(run, device="cpu"))
-    assert (record.summary["data"], record.summary["batch_size"]) == ("noise", 7)
+    assert (record.summary.data, record.summary.batch_size) == ("noise", 7)
     described = json.loads((run.path("baseline") / "architecture.json").read_text())
     assert described["data"]["image_size"] == 16
     assert described["data"]["class_names"] == ["a", "b", "c"]

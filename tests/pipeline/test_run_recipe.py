@@ -15,9 +15,15 @@ from capsprune.options import Options
 from capsprune.pipeline import recipes
 from capsprune.pipeline.session import Session
 from capsprune.recipe import Recipe, parse_recipe
-from capsprune.run import Run, StageName, open_run
+from capsprune.records import StageName
+from capsprune.run import Run, open_run
 
 RECIPE = parse_recipe({"name": "r", "train": {"model": "resnet18"}, "profile": None}, "")
+NETWORK = {"model": "tiny", "data": "digits", "forward_macs": 1, "parameters": 1, "frozen": False}
+EXPORTED = {
+    **{"path": "model.onnx", "bytes": 1, "opset": 18, "inline": False, "inputs": {}},
+    **{"outputs": {}, "batches": [1], "max_abs_difference": 0.0, "top1_agreement": 1.0},
+}
 STAGES: tuple[StageName, ...] = ("baseline", "pruned", "caps", "onnx")
 
 
@@ -47,7 +53,7 @@ class Pipeline:
             run.commit(
                 *(name, result),
                 **{"id": str(next(self.ids)), "options": {}, "parent": None},
-                **{"seconds": 1.0, "summary": {}},
+                **{"seconds": 1.0, "summary": EXPORTED if name == "onnx" else NETWORK},
             )
 
         return work

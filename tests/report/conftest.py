@@ -10,5 +10,5 @@ def _quick_runs():
     """Hundreds of stages are committed here, which need not survive the loss of power."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda descriptor: None)
-        patch.setattr(run, "_versions", dict)
+        patch.setattr(run, "versions", dict)
         yield

@@ -3,6 +3,7 @@
 import json
 
 from capsprune.run import open_run
+from capsprune.stages import STAGES
 from capsprune.sweep import GridCell, SweepRecipe, open_sweep
 
 FLOPS = 1e9
@@ -23,10 +24,11 @@ def accuracy(cell, head):
 
 
 def commit(run, stage, summary, made, parent, files):
+    summary = STAGES[stage].summary.of(summary)
     work = run.begin(stage, {}, parent)
     result = work / "result"
     if stage in ("profile", "analysis"):
-        result.write_text(json.dumps(summary))
+        result.write_text(json.dumps(summary.to_dict()))
     else:
         result.mkdir()
         for name, content in files.items():

@@ -1,5 +1,6 @@
 import pytest
 
+from capsprune.summaries import AnalysisSummary, ExportSummary, ProfileSummary
 from capsprune.terminal import layout, listings, stages
 
 
@@ -76,11 +77,14 @@ def measurement(variant, batch, **changed):
 
 def test_a_profile_fits_a_terminal_and_has_no_made_up_zero(capsys):
     variants = ("unpruned, linear", "unpruned, capsules", "pruned, capsules")
+    costs = {"forward_macs": 46_400_000, "parameters": 3_200_000, "file_bytes": 1}
     stages.print_profile(
-        {
-            "variants": {name: {"forward_macs": 46.4e6, "parameters": 3.2e6} for name in variants},
-            "measurements": [measurement(name, b) for name in variants for b in (32, 1)],
-        }
+        ProfileSummary.of(
+            {
+                "variants": dict.fromkeys(variants, costs),
+                "measurements": [measurement(name, b) for name in variants for b in (32, 1)],
+            }
+        )
     )
     out = capsys.readouterr().out
     assert max(map(len, out.splitlines())) <= 80
@@ -94,9 +98,9 @@ def test_a_profile_fits_a_terminal_and_has_no_made_up_zero(capsys):
 
 
 def test_an_unmeasured_routing_share_is_said(capsys):
-    variants = {"only": {"forward_macs": 1, "parameters": 2}}
+    variants = {"only": {"forward_macs": 1, "parameters": 2, "file_bytes": 3}}
     rows = [measurement("only", 1, provider="cuda", routing_share=None, gpu_memory_mb=812.4)]
-    stages.print_profile({"variants": variants, "measurements": rows})
+    stages.print_profile(ProfileSummary.of({"variants": variants, "measurements": rows}))
     out = capsys.readouterr().out
     assert "CUDA" in out and "812 MB" in out
     assert any("in routing" in line and "not available" in line for line in out.splitlines())
@@ -117,7 +121,7 @@ def analysis(linear):
 
 
 def test_an_analysis_fits_a_terminal(capsys):
-    stages.print_analysis(analysis(0.25))
+    stages.print_analysis(AnalysisSummary.of(analysis(0.25)))
     out = capsys.readouterr().out
     assert max(map(len, out.splitlines())) <= 80
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in out.splitlines()]
@@ -128,7 +132,7 @@ def test_an_analysis_fits_a_terminal(capsys):
 
 
 def test_an_analysis_without_a_control_has_no_column_for_it(capsys):
-    stages.print_analysis(analysis(None))
+    stages.print_analysis(AnalysisSummary.of(analysis(None)))
     out = capsys.readouterr().out
     assert "linear" not in out and "not available" not in out
 
@@ -148,17 +152,19 @@ def test_no_runs_is_said(capsys):
 )
 def test_an_export_says_how_it_routes(capsys, outputs, inline, routing):
     stages.print_export(
-        {
-            "path": "model.onnx",
-            "bytes": 1e6,
-            "opset": 18,
-            "inline": inline,
-            "inputs": {"image": ["batch", 3, 32, 32]},
-            "outputs": {name: ["batch", 10] for name in outputs},
-            "batches": [1, 2, 17],
-            "max_abs_difference": 1e-7,
-            "top1_agreement": 1.0,
-        }
+        ExportSummary.of(
+            {
+                "path": "model.onnx",
+                "bytes": 1_000_000,
+                "opset": 18,
+                "inline": inline,
+                "inputs": {"image": ["batch", 3, 32, 32]},
+                "outputs": {name: ["batch", 10] for name in outputs},
+                "batches": [1, 2, 17],
+                "max_abs_difference": 1e-7,
+                "top1_agreement": 1.0,
+            }
+        )
     )
     row = next(line for line in capsys.readouterr().out.splitlines() if "routing" in line)
     assert routing in row
