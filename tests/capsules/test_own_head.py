@@ -103,7 +103,7 @@ def test_it_goes_through_all_stages(tmp_path):
         assert set(dict(network.named_parameters())) >= {"votes.weight", "votes.bias"}
 
         scored = evaluate_checkpoint(EvaluateOptions(), session)
-        assert scored["accuracy"] == record.summary["accuracy"]
+        assert scored["accuracy"] == record.summary.accuracy
 
         report = export(ExportOptions(), session)
         assert report["outputs"] == {"class_probabilities": ["batch", 10], "votes": ["batch", 10]}
