@@ -41,7 +41,7 @@ def test_what_comes_later_shows_images_as_the_checkpoint_says(trained, tmp_path)
     assert shown == Preprocessing(32, MEAN, STD, "bicubic")
     assert BACKBONES["squeezenet1_1"].preprocessing(32).mean == IMAGENET_MEAN
 
-    summary = trained.run.stages["baseline"].summary
+    summary = trained.run.stages["baseline"].summary.to_dict()
     again = evaluate_checkpoint(parse_options(EvaluateOptions, {}), trained)
     assert again["loss"] == pytest.approx(summary["loss"], rel=1e-5)
     # It can fail: shown otherwise, the same images give another loss.
