@@ -19,7 +19,7 @@ import typer.core
 from capsprune import __version__, interrupts
 from capsprune.errors import Interrupted
 from capsprune.files import dump_json
-from capsprune.options import ComputingOptions, Precision
+from capsprune.options import ComputingOptions, Precision, help_of
 from capsprune.recipe import read_recipe
 from capsprune.stages import COMMANDS, Command
 
@@ -109,9 +109,9 @@ def _declare(name: str, field: FieldInfo) -> Any:
     """Say how the command line takes a field."""
     extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
     if extra.get("positional"):
-        return typer.Argument(help=field.description, show_default=False)
+        return typer.Argument(help=help_of(field), show_default=False)
     flags = str(extra.get("flags", f"--{name.replace('_', '-')}"))
-    return typer.Option(flags, help=field.description, show_default=field.default is not None)
+    return typer.Option(flags, help=help_of(field), show_default=field.default is not None)
 
 
 def _default(field: FieldInfo) -> Any:

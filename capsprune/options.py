@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
 
 from capsprune.backbones.registry import backbone
 from capsprune.bounds import (
@@ -181,6 +182,24 @@ HeadName = Annotated[Name, AfterValidator(check_attachable)]
 POSITIONAL: dict[str, Any] = {"positional": True}
 
 
+#: What stands in descriptions for the names of a table, which other packages may add to.
+_CHOICES: dict[str, Callable[[], str]] = {
+    "{criteria}": CRITERIA.help,
+    "{data_sets}": DATA_SETS.help,
+    "{heads}": lambda: HEADS.help(but=LINEAR),
+    "{samplers}": SAMPLERS.help,
+}
+
+
+def help_of(field: FieldInfo) -> str | None:
+    """Return the help text of an option, with the names that there are now."""
+    text = field.description
+    for place, names in _CHOICES.items():
+        if text is not None and place in text:
+            text = text.replace(place, names())
+    return text
+
+
 class Options(BaseModel):
     """Options of one stage."""
 
@@ -198,7 +217,7 @@ class TrainOptions(Options):
     """Options of `train`: the baseline, an unpruned backbone with its linear classifier."""
 
     model: ModelName = Field(description="Backbone, such as resnet50, mobilenet_v1 or timm:NAME.")
-    data: DataName = Field("digits", description=f"Data set: {DATA_SETS.help()}.")
+    data: DataName = Field("digits", description="Data set: {data_sets}.")
     data_root: DataRoot = None
     image_size: ImageSize | None = Field(
         None, description="Pixels a side shown to the network. [default: by data set]"
@@ -253,9 +272,7 @@ class PruneOptions(Options):
         description="Most milliseconds for one image, measured on this machine in ONNX Runtime.",
     )
     candidates: CandidateCount = Field(40, description="Strategies to try.")
-    sampler: SamplerName = Field(
-        "random", description=f"Who proposes strategies: {SAMPLERS.help()}."
-    )
+    sampler: SamplerName = Field("random", description="Who proposes strategies: {samplers}.")
     reduction_factor: CandidateCount | None = Field(
         None,
         description="Successive halving: try all candidates on few batches, then the best one in "
@@ -264,7 +281,7 @@ class PruneOptions(Options):
     )
     criterion: CriterionName | None = Field(
         None,
-        description=f"Which channels of a group go first: {CRITERIA.help()}. [default: the "
+        description="Which channels of a group go first: {criteria}. [default: the "
         "strategy's, else l1]",
     )
     max_rate: Ratio | None = Field(
@@ -301,7 +318,7 @@ class ImportOptions(Options):
     )
     model: ModelName = Field(description="Backbone that was pruned, such as resnet50.")
     ema: Ema = False
-    data: DataName = Field("digits", description=f"Data set to go on with: {DATA_SETS.help()}.")
+    data: DataName = Field("digits", description="Data set to go on with: {data_sets}.")
     data_root: DataRoot = None
     image_size: ImageSize | None = Field(
         None, description="Pixels a side shown to the network. [default: by data set]"
@@ -330,7 +347,7 @@ class HeadOptions(Options):
 class AttachCapsOptions(HeadOptions):
     """Options of `attach-caps`: a capsule head on the pruned trunk, trained."""
 
-    head: HeadName = Field(DYNAMIC, description=f"Capsule head: {HEADS.help(but=LINEAR)}.")
+    head: HeadName = Field(DYNAMIC, description="Capsule head: {heads}.")
     iterations: IterationCount | None = Field(
         None, description="Routing iterations. [default: the head's; dynamic has 3]"
     )
@@ -427,7 +444,7 @@ class InspectOptions(Options):
         json_schema_extra={"flags": "--freeze/--finetune"},
     )
     head: HeadName | None = Field(
-        None, description=f"Capsule head: {HEADS.help(but=LINEAR)}. [default: {DYNAMIC}]"
+        None, description=f"Capsule head: {{heads}}. [default: {DYNAMIC}]"
     )
     iterations: IterationCount | None = Field(
         None, description="Routing iterations. [default: the head's; dynamic has 3]"

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from capsprune.errors import CapspruneError, StrategyError
-from capsprune.options import PruneOptions, parse_options
+from capsprune.options import PruneOptions, help_of, parse_options
 from capsprune.pruning.drawing import project
 from capsprune.pruning.evaluation import Evaluator
 from capsprune.pruning.names import SAMPLERS
@@ -133,6 +133,6 @@ def test_a_sampler_from_outside_is_an_option_and_runs_a_search(toy, shared_tiny)
 def test_options_take_the_names_of_the_table():
     for name in SAMPLERS:
         assert parse_options(PruneOptions, {"sampler": name}).sampler == name
-        assert name in PruneOptions.model_fields["sampler"].description
+        assert name in help_of(PruneOptions.model_fields["sampler"])
     with pytest.raises(CapspruneError, match="Unknown sampler 'cma'; did you mean cmaes"):
         parse_options(PruneOptions, {"sampler": "cma"})
