@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from capsprune.bounds import CapsuleSize, ImageSize, IterationCount
 from capsprune.capsules.activity import CapsuleActivity
-from capsprune.capsules.head import FeatureMap, Head, HeadConfig, Trace
+from capsprune.capsules.head import FeatureMap, Head, HeadConfig
 from capsprune.capsules.loss import margin_loss
 from capsprune.capsules.network import CapsuleNetwork, CapsuleOutput
 from capsprune.capsules.onnx_op import OnnxOperator
@@ -29,7 +29,7 @@ class DynamicConfig(HeadConfig):
     iterations: IterationCount = 3
 
 
-class CapsuleTrace(Trace):
+class CapsuleTrace:
     """Which primary capsules are active, and what each routing iteration comes to."""
 
     def __init__(self, network: CapsuleNetwork) -> None:

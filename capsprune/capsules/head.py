@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -48,8 +48,8 @@ class HeadCosts:
     sizes: Mapping[str, int]
 
 
-class Trace:
-    """Looks into a head while it is shown images; this one sees nothing."""
+class Trace(Protocol):
+    """Looks into a head while it is shown images."""
 
     def update(self, features: Tensor, labels: Tensor) -> None:
         """Take in a batch.
@@ -61,7 +61,6 @@ class Trace:
 
     def summary(self) -> dict[str, Any]:
         """Return what the summary of `analyse` says of the head."""
-        return {}
 
 
 class Head:
@@ -172,13 +171,13 @@ class Head:
         """Return the operators that its network calls, beside PyTorch's own."""
         return ()
 
-    def trace(self, network: Any) -> Trace:
-        """Return what looks into the head of a network for `analyse`; nothing at first.
+    def trace(self, network: Any) -> Trace | None:
+        """Return what looks into the head for `analyse`; None where there is nothing to see.
 
         Args:
             network: with the head, in evaluation mode.
         """
-        return Trace()
+        return None
 
     def details(self, config: Any) -> dict[str, Any]:
         """Return what the summary of `attach-caps` says of the config."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from capsprune.analysis.entropy import BottleneckEntropy
 from capsprune.analysis.robustness import DISTORTIONS, Scores, accuracies
-from capsprune.capsules.head import head_of
+from capsprune.capsules.head import Trace, head_of
 from capsprune.checkpoint import Checkpoint, load_checkpoint
 from capsprune.data.images import ImageSet
 from capsprune.errors import RunError
@@ -44,7 +44,13 @@ def analyse(options: AnalyseOptions, session: Session) -> StageRecord:
 
     source = run.path("caps")
     checkpoint = load_checkpoint(source)
-    network = checkpoint.network
+    network = checkpoint.network.to(session.fabric.device)
+    trace = head_of(network).trace(network)
+    if trace is None:
+        raise RunError(
+            f"{source} has a head that 'analyse' cannot look into; attach another, such as "
+            "'capsprune attach-caps --head dynamic --overwrite'."
+        )
     data = checkpoint.architecture.data
     splits = load_classes(session, source, checkpoint.architecture, options.data_root)
     images = spread_images(splits.test, options.images)
@@ -63,7 +69,7 @@ def analyse(options: AnalyseOptions, session: Session) -> StageRecord:
             done += 1
             bar(done, steps)
 
-        inside = _look_inside(session, checkpoint, images, step)
+        inside = _look_inside(session, checkpoint, trace, images, step)
         right = accuracies(
             {name: _scores(shown) for name, shown in networks.items()},
             session.batches(images, data.preprocessing),
@@ -136,14 +142,13 @@ def _scores(network: nn.Module) -> Scores:
 def _look_inside(
     session: Session,
     checkpoint: Checkpoint,
+    trace: Trace,
     images: ImageSet,
     step: Callable[[], None],
 ) -> dict[str, Any]:
     """Return what the summary says of bottleneck and head."""
-    network, data = checkpoint.network, checkpoint.architecture.data
-    trunk = checkpoint.trunk
+    trunk, data = checkpoint.trunk, checkpoint.architecture.data
     entropy = BottleneckEntropy(len(data.class_names))
-    trace = head_of(network).trace(network)
     for batch, labels in session.batches(images, data.preprocessing):
         features: Tensor = trunk(batch)
         entropy.update(features, labels)

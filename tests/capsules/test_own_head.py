@@ -19,6 +19,7 @@ from capsprune.errors import ModelError, RunError
 from capsprune.export.ort import onnxruntime
 from capsprune.inspection import inspect_model, inspect_run
 from capsprune.options import (
+    AnalyseOptions,
     AttachCapsOptions,
     EvaluateOptions,
     ExportOptions,
@@ -27,6 +28,7 @@ from capsprune.options import (
     TrainOptions,
     parse_options,
 )
+from capsprune.pipeline.analyse import analyse
 from capsprune.pipeline.attach import attach_caps
 from capsprune.pipeline.evaluate import evaluate_checkpoint
 from capsprune.pipeline.export import export
@@ -146,7 +148,7 @@ def test_heads_that_attach_caps_does_not_know_are_refused(name, said):
         parse_options(AttachCapsOptions, {"head": name})
 
 
-def test_a_head_on_a_head_is_refused(tmp_path):
+def test_a_head_on_a_head_and_an_analysis_of_nothing_are_refused(tmp_path):
     with open_run(tmp_path, "own", None, create=True) as run:
         session = Session(run, "cpu")
         train(
@@ -155,6 +157,9 @@ def test_a_head_on_a_head_is_refused(tmp_path):
         )
         first = AttachCapsOptions(checkpoint=run.path("baseline"), head="votes", epochs=1)
         attach_caps(first, session)
+        with pytest.raises(RunError, match="a head that 'analyse' cannot look into"):
+            analyse(AnalyseOptions(), session)
+        assert "analysis" not in run.stages
         again = AttachCapsOptions(checkpoint=run.path("caps"), head="votes", epochs=1)
         with pytest.raises(RunError, match="has a capsule head already"):
             attach_caps(again, session)
