@@ -6,7 +6,7 @@ The commands are functions, each with the options of its command:
     >>> pruned = capsprune.prune(model="resnet50", flops=0.5)  # doctest: +SKIP
     >>> caps = capsprune.attach_capsules()  # doctest: +SKIP
     >>> exported = capsprune.export_onnx()  # doctest: +SKIP
-    >>> session = capsprune.session(exported.summary["path"])  # doctest: +SKIP
+    >>> session = capsprune.session(exported.summary.path)  # doctest: +SKIP
 
 Names are imported when they are first used: `import capsprune` alone loads nothing.
 """

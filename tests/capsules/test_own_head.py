@@ -108,7 +108,7 @@ def test_it_goes_through_all_stages(tmp_path):
         assert scored["accuracy"] == record.summary.accuracy
 
         report = export(ExportOptions(), session)
-        assert report["outputs"] == {"class_probabilities": ["batch", 10], "votes": ["batch", 10]}
+        assert report.outputs == {"class_probabilities": ["batch", 10], "votes": ["batch", 10]}
         opened = onnxruntime.InferenceSession(
             str(run.path("onnx") / "model.onnx"), providers=["CPUExecutionProvider"]
         )
