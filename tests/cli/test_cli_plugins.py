@@ -1,4 +1,4 @@
-"""Another package's backbone and data set go through all stages, found by its entry point."""
+"""A package that announces itself adds to every table, and the commands take what it adds."""
 
 from __future__ import annotations
 
@@ -10,92 +10,79 @@ from pathlib import Path
 
 import pytest
 
-MINE = """
-import numpy as np
-import torch
-from torch import nn
+from capsprune.tables import PLUGINS
 
-from capsprune.backbones.registry import BACKBONES, Backbone
-from capsprune.data.images import TensorImages
-from capsprune.data.names import DATA_SETS
-from capsprune.data.source import DataSet, Source
-
-
-class Toy(nn.Module):
-    def __init__(self, num_classes):
-        super().__init__()
-        layers = []
-        for channels in (3, 16):
-            layers += [nn.Conv2d(channels, 16, 3, 2, 1), nn.BatchNorm2d(16), nn.ReLU()]
-        self.features = nn.Sequential(*layers)
-        self.classifier = nn.Linear(16, num_classes)
-
-    def forward(self, images):
-        return self.classifier(self.features(images).mean((2, 3)))
-
-
-def read(request):
-    pixels = np.random.default_rng(0).integers(0, 256, (60, 3, 12, 12), dtype=np.uint8)
-    pool = TensorImages(torch.from_numpy(pixels), torch.arange(60) % 3)
-    return Source(("a", "b", "c"), 12, "0" * 64, pool, None, None, validation_share=0.1)
-
-
-toy = Backbone(("features",), "classifier", Toy, mean=(0.5, 0.5, 0.5), smallest_image=4)
-BACKBONES.register("toy", "mine")(toy)
-DATA_SETS.register("noise", "random images")(DataSet(read, image_size=16))
-"""
+OUTSIDE = Path(__file__).parent.parent / "outside"
 
 
 @pytest.fixture
-def installed(tmp_path: Path) -> Path:
-    """A folder of installed packages, with one that announces a plug-in."""
-    folder = tmp_path / "packages"
-    about = folder / "mine-0.1.dist-info"
-    about.mkdir(parents=True)
-    (folder / "mine.py").write_text(MINE, encoding="utf-8")
-    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 0.1\n")
-    (about / "entry_points.txt").write_text("[capsprune.plugins]\nmine = mine\n")
-    return folder
+def toys(tmp_path):
+    """Run a command as a user does who has installed the package `capsprune_toys`."""
+    site = tmp_path / "site"
+    info = site / "capsprune_toys-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: capsprune_toys\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[{PLUGINS}]\ntoys = capsprune_toys\n")
+    package = Path(__file__).parents[2]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (package, OUTSIDE, site)))}
 
+    def call(*arguments, plain=False):
+        inside = {**os.environ, "PYTHONPATH": str(package)} if plain else environment
+        done = subprocess.run(
+            [sys.executable, "-m", "capsprune", *map(str, arguments)],
+            cwd=tmp_path,
+            env=inside,
+            capture_output=True,
+            encoding="utf-8",
+        )
+        assert "Traceback" not in done.stderr, done.stderr
+        return done
 
-def run(installed: Path, *command: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "capsprune", *map(str, command)],
-        cwd=installed.parent,
-        env={**os.environ, "PYTHONPATH": str(installed)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    return call
 
 
 @pytest.mark.slow
-def test_a_plug_in_s_backbone_and_data_set_go_through_all_stages(installed: Path) -> None:
-    search = ("--candidates", 2, "--workers", 2, "--round-to", 1, "--epochs", 0)
-    results = {}
-    for command in (
-        ("train", "--model", "toy", "--data", "noise", "--epochs", 0),
-        ("prune", "--flops", 0.5, *search),
-        ("attach-caps", "--d1", 4, "--epochs", 1),
-        ("export",),
-        ("evaluate",),
-        ("doctor",),
-    ):
-        outcome = run(installed, *command, "--json")
-        assert outcome.returncode == 0, outcome.stderr
-        results[command[0]] = json.loads(outcome.stdout)
-    assert results["prune"]["flops_ratio"] == pytest.approx(0.5, abs=0.01)
-    assert results["export"]["top1_agreement"] == 1
-    assert results["doctor"]["noise"]["found"] == "in code that registers it"
-    described = json.loads(
-        (installed.parent / "runs/default/caps/architecture.json").read_text(encoding="utf-8")
+def test_one_entry_of_every_table_from_outside_goes_through_the_commands(toys, tmp_path):
+    runs = tmp_path / "runs" / "default"
+
+    def ok(*arguments):
+        done = toys(*arguments, "--json")
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    pruned = ok(
+        *("prune", "--model", "toynet", "--data", "stripes", "--criterion", "first"),
+        *("--sampler", "middle", "--candidates", 2, "--flops", 0.6, "--round-to", 1),
+        *("--bn-batches", 2, "--device", "cpu", "--workers", 2),
     )
-    assert (described["model"], described["data"]["mean"]) == ("toy", [0.5, 0.5, 0.5])
-    assert "noise (random images)" in " ".join(run(installed, "train", "--help").stdout.split())
+    described = json.loads((runs / "pruned" / "architecture.json").read_text())
+    assert described["data"]["mean"] == [0.5, 0.5, 0.5]
+    assert (pruned["model"], pruned["data"], pruned["criterion"]) == ("toynet", "stripes", "first")
+    assert abs(pruned["flops_ratio"] - 0.6) < 0.1
+    caps = ok("attach-caps", "--head", "votes", "--epochs", 2, "--device", "cpu")
+    assert caps["head_macs"] > 0
+    assert ok("evaluate")["accuracy"] == caps["accuracy"]
+    assert ok("export", "--onnx")["top1_agreement"] == 1
+    assert ok("doctor")["stripes"]["found"] == "in code that registers it"
+    weight = ok("weigh", "--unit", 2)
+    assert weight["bytes"] > 0
+    again = toys("weigh", "--unit", 2)
+    assert again.stdout == f"{weight['bytes']}\n" and "weight is done already" in again.stderr
+    assert "weight" in ok("runs")["default"]
+    explained = " ".join(toys("train", "--help").stdout.split())
+    assert "stripes (vertical or horizontal)" in explained
+
+    # Without the package, what it made is still a run, and what it lacks is said.
+    bare = toys("runs", "--json", plain=True)
+    assert bare.returncode == 0 and "weight" in json.loads(bare.stdout)["default"]
+    lost = toys("evaluate", plain=True)
+    assert lost.returncode == 2 and "votes" in lost.stderr
 
 
-def test_a_plug_in_that_cannot_be_imported_is_one_sentence(installed: Path) -> None:
-    (installed / "mine.py").write_text("import nowhere\n", encoding="utf-8")
-    outcome = run(installed, "runs")
-    assert outcome.returncode == 2 and "Traceback" not in outcome.stderr
-    assert outcome.stderr.startswith("Error: The plug-in 'mine' (mine) cannot be imported (No mod")
+def test_a_plug_in_that_cannot_be_imported_is_one_sentence(toys, tmp_path):
+    (tmp_path / "site" / "capsprune_toys-1.0.dist-info" / "entry_points.txt").write_text(
+        f"[{PLUGINS}]\ntoys = nowhere_at_all\n"
+    )
+    done = toys("train", "--help")
+    assert done.returncode == 2
+    assert done.stderr.startswith("Error: The plug-in 'toys' (nowhere_at_all) cannot be imported")

@@ -41,7 +41,7 @@ class ToyNet(nn.Module):
 
 
 BACKBONES.register("toynet", "two convolutions")(
-    Backbone(("stem", "block"), "out", ToyNet, smallest_image=8)
+    Backbone(("stem", "block"), "out", ToyNet, smallest_image=8, mean=(0.5, 0.5, 0.5))
 )
 
 
