@@ -129,5 +129,3 @@ class Place:
 
     def path(self, *parts: str) -> Path:
         return self.folder.joinpath("toy", *parts)
-
-
