@@ -334,9 +334,9 @@ add_stage(
             ComputingOptions,
             "capsprune.pipeline.analyse:analyse",
             "Look into the capsules, and distort the images.\n\n"
-            "That is: entropy of the bottleneck, what routing does in each iteration, capsules "
-            "that are never\nactive, and accuracy under rotation, shift, scale and shear, beside "
-            "the linear baseline's.",
+            "That is: entropy of the bottleneck, what routing does in each iteration, dead "
+            "capsules,\nand accuracy under rotation, translation, scale and shear, beside the "
+            "linear baseline's.",
             "capsprune.terminal.outcomes:show_analysis",
             stage="analysis",
         ),
