@@ -176,18 +176,62 @@ def translations() -> dict[Any, Callable[..., Any]]:
     return {operator.target: operator.standard for operator in onnx_operators().values()}
 
 
-def _translate(exported: _Exported, image_size: int, opset: int) -> onnx.ModelProto:
-    """Let PyTorch write the model; it keeps the ops of heads as nodes of our domain."""
+@dataclass(frozen=True)
+class Draft:
+    """A network as ONNX for one image, with every weight under its own name."""
+
+    model: onnx.ModelProto
+    #: Weights and statistics by their names in the model's graph, which may not use all of them.
+    weights: dict[str, Tensor]
+
+
+def draft_onnx(network: nn.Module, image_size: int, opset: int = 18) -> Draft:
+    """Export a network as PyTorch traced it, to measure it rather than to keep it.
+
+    Nothing is verified, and no node is simplified or joined with another, which a runtime does when
+    it opens the file. The outputs are those of `export_onnx`, for a batch of 1.
+
+    Args:
+        network: as `export_onnx` takes it; it is not changed.
+        image_size: pixels a side.
+        opset: version of the standard ONNX ops.
+
+    Raises:
+        ExportError: if the network cannot be exported.
+    """
+    exported = _Exported(network).eval()
+    model = _translate(exported, image_size, opset, draft=True)
+    _add_functions(model, opset)
+    return Draft(model, draft_weights(exported.network))
+
+
+def draft_weights(network: nn.Module) -> dict[str, Tensor]:
+    """Return the weights and statistics of a network by their names in its draft."""
+    named = (
+        *network.named_parameters("network", remove_duplicate=False),
+        *network.named_buffers("network", remove_duplicate=False),
+    )
+    return {name: tensor.detach().cpu().float() for name, tensor in named}
+
+
+def _translate(
+    exported: _Exported, image_size: int, opset: int, *, draft: bool = False
+) -> onnx.ModelProto:
+    """Let PyTorch write the model; it keeps the ops of heads as nodes of our domain.
+
+    A draft is for a batch of 1, and not optimised.
+    """
     try:
         with quiet_export(), torch.no_grad():
             program = torch.onnx.export(
                 exported,
-                (torch.zeros(2, 3, image_size, image_size),),
+                (torch.zeros(1 if draft else 2, 3, image_size, image_size),),
                 dynamo=True,
                 opset_version=opset,
                 input_names=["image"],
                 output_names=exported.output_names,
-                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                dynamic_shapes=None if draft else ({0: torch.export.Dim("batch")},),
+                optimize=not draft,
                 custom_translation_table={
                     operator.target: operator.node for operator in onnx_operators().values()
                 },
