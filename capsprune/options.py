@@ -177,6 +177,7 @@ DEFAULT_D1 = 8
 DEFAULT_ROUND_TO = 8
 PrimarySize = Annotated[CapsuleSize, Field(description="Values in a primary capsule.")]
 HeadName = Annotated[Name, AfterValidator(check_attachable)]
+AnyHeadName = Annotated[Name, AfterValidator(HEADS.check)]
 
 #: Marks a field that the command line takes by position.
 POSITIONAL: dict[str, Any] = {"positional": True}
@@ -270,6 +271,9 @@ class PruneOptions(Options):
     latency: Annotated[float, Field(gt=0, le=MAX_COUNT)] | None = Field(
         None,
         description="Most milliseconds for one image, measured on this machine in ONNX Runtime.",
+    )
+    head: AnyHeadName = Field(
+        DYNAMIC, description=f"Untrained head with which --latency is measured: {HEADS.help()}."
     )
     candidates: CandidateCount = Field(40, description="Strategies to try.")
     sampler: SamplerName = Field("random", description="Who proposes strategies: {samplers}.")

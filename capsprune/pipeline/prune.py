@@ -17,6 +17,7 @@ from capsprune.options import PruneOptions, TrainOptions
 from capsprune.pipeline.alignment import odd_counts
 from capsprune.pipeline.baseline import require_baseline
 from capsprune.pipeline.fitting import fit_network, score_network, score_summary
+from capsprune.pipeline.latency import latency_limit
 from capsprune.pipeline.prunable import Prunable
 from capsprune.pipeline.searching import (
     check_options,
@@ -69,11 +70,12 @@ def prune(options: PruneOptions, session: Session) -> StageRecord:
     unpruned = Prunable.of(described.model, load_checkpoint(run.path("baseline")).network, size)
     model, dependencies = unpruned.model, unpruned.dependencies
     strategy, criterion = _given_strategy(options, described.model, dependencies)
-    target, space = Target.of(options), None
+    target, space, latency = Target.of(options), None, None
     if strategy is not None:
         strategy.kept(dependencies)  # raises if it does not fit
     else:
-        target = find_target(options, session, unpruned)
+        latency = latency_limit(options, session, unpruned)
+        target = find_target(options, session, unpruned, latency)
         space = search_space(options, target, unpruned)
     splits = session.data_of(
         run.path("baseline"),
@@ -87,7 +89,7 @@ def prune(options: PruneOptions, session: Session) -> StageRecord:
     check_storage(options)
     work = stage.begin(splits)
     if space is not None:
-        write_measured_flops(work, target)
+        write_measured_flops(work, options, target)
     schedule = (
         data_set(described.data.name)
         .schedules["finetune"]
@@ -102,7 +104,9 @@ def prune(options: PruneOptions, session: Session) -> StageRecord:
     files: dict[str, str] = {}
     if strategy is None:
         assert space is not None
-        found = find_strategy(options, session, stage, work, unpruned, space, rankings, batches)
+        found = find_strategy(
+            options, session, stage, work, unpruned, space, rankings, batches, latency
+        )
         best = found.best
         strategy = Strategy(
             described.model,

@@ -8,10 +8,11 @@ import re
 import uuid
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from capsprune.backbones.registry import backbone
 from capsprune.backbones.trunk import trunk_of, trunk_output
@@ -21,27 +22,24 @@ from capsprune.data.sources import DataSplits
 from capsprune.errors import StrategyError
 from capsprune.files import read_json, read_text, write_text
 from capsprune.options import PruneOptions
+from capsprune.pipeline.latency import check_smallest, flops_within, latency_limit
 from capsprune.pipeline.prunable import Prunable
 from capsprune.pipeline.session import Session
 from capsprune.pipeline.stage import Stage
 from capsprune.pruning.candidate import Candidate
-from capsprune.pruning.channels import prune_channels
 from capsprune.pruning.cost import owned_positions
-from capsprune.pruning.criteria import l1_ranking
 from capsprune.pruning.evaluation import Evaluator, LatencyLimit
 from capsprune.pruning.layers import prunable_layers
 from capsprune.pruning.limits import Bottleneck
 from capsprune.pruning.search import SearchResult, SearchSettings, search
 from capsprune.pruning.space import SearchSpace
 from capsprune.pruning.study import Study
-from capsprune.pruning.target import LARGEST_MAX_RATE, Target
+from capsprune.pruning.target import Target
 
 #: Held-out training images that score a candidate, at most.
 _SCORING_IMAGES = 2000
 #: From so many candidates on, successive halving is the default, with this reduction factor.
 _MANY, _REDUCTION_FACTOR = 100, 4
-#: Steps of the search for the FLOPs that a latency allows: it is found to within 1 %.
-_LATENCY_STEPS = 6
 _MEASURED = "latency.json"
 _OWNER = "owner.txt"
 #: Options that change nothing before the fine-tuning: searches that differ by them alone are one.
@@ -93,23 +91,31 @@ def check_options(options: PruneOptions) -> PruneOptions:
     return options.model_copy(update={**target.given, "reduction_factor": factor})
 
 
-def find_target(options: PruneOptions, session: Session, network: Prunable) -> Target:
+def find_target(
+    options: PruneOptions, session: Session, network: Prunable, latency: LatencyLimit | None
+) -> Target:
     """Return the sizes that a search is to meet, those included that must be measured.
 
     Where a latency is the only size, the FLOPs that it allows are measured on strategies that
     remove the same fraction of every group.
 
+    Args:
+        options: of the stage.
+        session: of the command.
+        network: the unpruned one.
+        latency: the limit that they ask for, if any.
+
     Raises:
         StrategyError: if the latency is out of reach.
     """
     target = Target.of(options)
-    if target.latency is None:
+    if latency is None:
         return target
-    fastest = _check_latency(options, session, network)
+    fastest = check_smallest(latency, options, session, network)
     if target.is_computed:
         return target
     flops = read_measured_flops(session.run.work("pruned"), options)
-    return replace(target, flops=flops or _flops_within(options, session, network, fastest))
+    return replace(target, flops=flops or flops_within(latency, options, session, network, fastest))
 
 
 def search_space(options: PruneOptions, target: Target, network: Prunable) -> SearchSpace:
@@ -133,8 +139,8 @@ def check_reach(options: PruneOptions, session: Session, network: Prunable) -> N
     target = Target.of(options)
     if target.is_computed:
         search_space(options, target, network)
-    if target.latency is not None:
-        _check_latency(options, session, network)
+    if (latency := latency_limit(options, session, network)) is not None:
+        check_smallest(latency, options, session, network)
 
 
 def check_storage(options: PruneOptions) -> None:
@@ -147,10 +153,10 @@ def check_storage(options: PruneOptions) -> None:
         Study(options.storage).close()
 
 
-def write_measured_flops(work: Path, target: Target) -> None:
+def write_measured_flops(work: Path, options: PruneOptions, target: Target) -> None:
     """Note which FLOPs a latency allows: a search that goes on would measure something else."""
     if target.latency is not None:
-        noted = {"latency": target.latency, "flops": target.flops}
+        noted = {**_measured(options), "flops": target.flops}
         write_text(work / _MEASURED, json.dumps(noted))
 
 
@@ -158,10 +164,15 @@ def read_measured_flops(work: Path, options: PruneOptions) -> float | None:
     """Read what an interrupted search for the same latency noted."""
     try:
         noted = read_json(work / _MEASURED)
-        latency, flops = float(noted["latency"]), float(noted["flops"])
+        measured, flops = {key: noted[key] for key in _measured(options)}, float(noted["flops"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return flops if latency == options.latency and 0 < flops <= 1 else None
+    return flops if measured == _measured(options) and 0 < flops <= 1 else None
+
+
+def _measured(options: PruneOptions) -> dict[str, Any]:
+    """Return the options that decide which FLOPs a latency allows."""
+    return {key: getattr(options, key) for key in ("latency", "head", "d1")}
 
 
 def bottleneck_of(network: Prunable, d1: int) -> Bottleneck:
@@ -226,15 +237,11 @@ def find_strategy(
     space: SearchSpace,
     rankings: list[Tensor],
     data: SearchData,
+    latency: LatencyLimit | None,
 ) -> SearchResult:
     """Search, showing a bar, and say what was found and where the time went."""
     progress = session.progress
     assert options.reduction_factor is not None
-    latency = None
-    if options.latency is not None:
-        latency = LatencyLimit(
-            options.latency, lambda candidate: _latency(candidate, network.image_size)
-        )
     with _open_study(options, session, stage, work) as study:
         before = study.rung(0).finished()
         if before:
@@ -295,8 +302,10 @@ def _tell(session: Session, found: SearchResult) -> None:
 
 def _open_study(options: PruneOptions, session: Session, stage: Stage, work: Path) -> Study:
     # Whoever asks for the same of the same baseline works on the same study, and nobody else.
-    others = _AFTER_THE_SEARCH | _BESIDE_THE_SEARCH
-    asked = {key: value for key, value in stage.asked.items() if key not in others}
+    ignored = _AFTER_THE_SEARCH | _BESIDE_THE_SEARCH
+    if options.latency is None:
+        ignored |= {"head"}  # which is nowhere but in what is measured
+    asked = {key: value for key, value in stage.asked.items() if key not in ignored}
     identity = json.dumps([asked, stage.parent, session.run.seed], sort_keys=True)
     name = f"capsprune-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
     if options.storage is None:
@@ -317,61 +326,3 @@ def _read_owner(work: Path) -> str | None:
     except (OSError, ValueError):
         return None
     return owner if re.fullmatch("[0-9a-f]{32}", owner) else None
-
-
-def _latency(network: nn.Module, image_size: int) -> float:
-    from capsprune.runtime.latency import network_latency
-
-    return network_latency(network, image_size)
-
-
-def _check_latency(options: PruneOptions, session: Session, network: Prunable) -> float:
-    """Give the removal fraction of the fastest network there can be, checking that it is in time.
-
-    Raises:
-        StrategyError: if even that network is too slow.
-    """
-    assert options.latency is not None
-    space = Target().search_space(
-        network.cost, options.max_rate or LARGEST_MAX_RATE, options.round_to
-    )
-    fastest = _uniform_latency(network, space, space.max_rate)
-    if fastest > options.latency:
-        raise StrategyError(
-            f"Even the strategy that removes {space.max_rate:g} of every group takes "
-            f"{fastest:.3g} ms here, longer than {options.latency:g}; give a higher --latency or "
-            "--max-rate."
-        )
-    session.progress.detail(f"The smallest network takes {fastest:.3g} ms for an image")
-    return space.max_rate
-
-
-def _flops_within(
-    options: PruneOptions, session: Session, network: Prunable, max_rate: float
-) -> float:
-    """Find the FLOPs ratio at which uniform strategies take as long as allowed.
-
-    They are rounded as those of the search will be: odd channel counts take longer.
-    """
-    limit_ms = options.latency
-    assert limit_ms is not None
-    space = SearchSpace(network.cost, max_rate, round_to=options.round_to)
-    low, high = 0.0, max_rate
-    for _ in range(_LATENCY_STEPS):
-        middle = (low + high) / 2
-        if _uniform_latency(network, space, middle) <= limit_ms:
-            high = middle
-        else:
-            low = middle
-    ratio = float(network.cost.flops_ratio(space.kept(np.full(space.groups, high))))
-    # Rounded, so that a search that goes on after an interruption has the same target.
-    ratio = min(max(round(ratio, 2), 0.01), 0.99)
-    session.progress.say(f"{limit_ms:g} ms allow about {ratio:g} of the FLOPs here")
-    return ratio
-
-
-def _uniform_latency(network: Prunable, space: SearchSpace, fraction: float) -> float:
-    kept = space.kept(np.full(space.groups, fraction))
-    rankings = l1_ranking(network.model, network.dependencies)
-    shrunk = prune_channels(network.model, network.dependencies, rankings, kept)
-    return _latency(shrunk, network.image_size)

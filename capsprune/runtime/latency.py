@@ -19,6 +19,8 @@ from capsprune.runtime.template import GraphTemplate, TemplateError
 #: Runs before any is timed, and runs that are timed.
 WARM_UP = 5
 REPEATS = 30
+#: Exports from which on it is worth saying that graphs still cannot be made.
+_FEW = 5
 
 
 @dataclass
@@ -65,7 +67,8 @@ class LatencyMeter:
             try:
                 return self._time(self._template.fill(draft_weights(network)))
             except Exception:  # Of a template, or of ONNX Runtime, which has no common base.
-                self._tell()
+                if self.exports >= _FEW:
+                    self._tell()
         draft = self._export(network)
         self._learn(draft)
         return self._time(draft.model)

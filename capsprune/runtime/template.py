@@ -61,8 +61,9 @@ class _Rule:
         Raises:
             TemplateError: if it would not be whole.
         """
-        number, rest = divmod(shapes[self.size.weight][self.size.axis] * self.numerator,
-                              self.denominator)
+        number, rest = divmod(
+            shapes[self.size.weight][self.size.axis] * self.numerator, self.denominator
+        )
         if rest:
             raise TemplateError(f"{self.size.weight} has a size that explains no whole number.")
         return number

@@ -67,7 +67,9 @@ def test_what_a_latency_allows_is_measured_again_where_its_note_is_damaged(
     tmp_path: Path, content: bytes
 ) -> None:
     options = PruneOptions(latency=5)
-    (tmp_path / "latency.json").write_text(json.dumps({"latency": 5, "flops": 0.3}))
+    (tmp_path / "latency.json").write_text(
+        json.dumps({"latency": 5, "head": "dynamic", "d1": 8, "flops": 0.3})
+    )
     assert read_measured_flops(tmp_path, options) == 0.3
     (tmp_path / "latency.json").write_bytes(content)
     assert read_measured_flops(tmp_path, options) is None

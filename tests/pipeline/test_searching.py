@@ -16,10 +16,11 @@ def begun(tmp_path):
         index, parent="a", overwrite=False, storage=None, work="work", complete=False, **asked
     ):
         session = SimpleNamespace(run=SimpleNamespace(seed=0), overwrite=overwrite)
+        options = PruneOptions(storage=storage, latency=asked.get("latency"))
         stage = SimpleNamespace(asked=asked, parent=parent)
         folder = tmp_path / work
         folder.mkdir(exist_ok=True)
-        with _open_study(PruneOptions(storage=storage), session, stage, folder) as study:
+        with _open_study(options, session, stage, folder) as study:
             before = study.rung(0).taken()
             study.rung(0).claim(index, (0.1,), 0.7)
             if complete:
@@ -37,6 +38,14 @@ def test_another_baseline_or_request_has_another_study(begun, tmp_path, shared):
     assert begun(2, storage=storage, parent="b") == set()
     assert begun(3, storage=storage, flops=0.25) == set()
     assert begun(4, storage=storage) == {0, 1}
+
+
+def test_the_head_is_of_another_search_where_latency_is_measured(begun):
+    assert begun(0) == set()
+    assert begun(1, head="linear") == {0}
+    assert begun(2, head="linear", latency=5) == set()
+    assert begun(3, head="dynamic", latency=5) == set()
+    assert begun(4, head="linear", latency=5) == {2}
 
 
 def test_overwriting_begins_an_empty_shared_study_once(begun, tmp_path):
