@@ -106,7 +106,8 @@ class Stage:
         fields = {
             key: value for key, value in stored.items() if key in self.command.options.model_fields
         }
-        unknown = sorted(set(stored) - set(fields) - set(_BESIDE_OPTIONS) - _CONTENTS)
+        beside_options = set(_BESIDE_OPTIONS) & set(self.asked)
+        unknown = sorted(set(stored) - set(fields) - beside_options - _CONTENTS)
         if unknown:
             raise RunError(
                 f"{has} options that this version does not know ({', '.join(unknown)}); {remedy}"

@@ -230,7 +230,7 @@ def test_options_that_came_later_leave_older_stages_as_they_are(copied: Path) ->
         ({"from_the_future": 1}, ("does not know (from_the_future)", "--overwrite")),
         ({"epochs": "many"}, ("cannot be used", "epochs", "--overwrite")),
         ({"model": "no_such_net"}, ("cannot be used", "no_such_net", "--overwrite")),
-        ({"sha256": "0" * 64}, ("import-checkpoint instead of train", "--overwrite")),
+        ({"sha256": "0" * 64}, ("does not know (sha256)", "--overwrite")),
     ],
 )
 def test_stored_options_that_cannot_be_read(
