@@ -19,7 +19,8 @@ import typer.core
 from capsprune import __version__, interrupts
 from capsprune.errors import Interrupted
 from capsprune.files import dump_json
-from capsprune.options import ComputingOptions, Precision, help_of
+from capsprune.option_types import Precision, help_of
+from capsprune.options import ComputingOptions
 from capsprune.recipe import read_recipe
 from capsprune.stages import COMMANDS, Command
 

@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
-from pydantic.fields import FieldInfo
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from capsprune.backbones.registry import backbone
 from capsprune.bounds import (
-    MAX_BATCH,
-    MAX_CANDIDATES,
     MAX_COUNT,
-    MAX_EPOCHS,
-    MAX_LEARNING_RATE,
     MAX_REPEATS,
     MAX_WORKERS,
     CapsuleSize,
@@ -25,180 +19,49 @@ from capsprune.bounds import (
     FilePath,
     ImageSize,
     IterationCount,
-    Name,
     Seed,
     Text,
     cut,
     requirement,
     shown,
 )
-from capsprune.capsules.heads import DYNAMIC, HEADS, LINEAR, check_attachable
-from capsprune.data.names import DATA_SETS, known_data_set
+from capsprune.capsules.heads import DYNAMIC, HEADS
 from capsprune.errors import CapspruneError
-from capsprune.pruning.names import CRITERIA, SAMPLERS
-from capsprune.tables import Table
+from capsprune.option_types import (
+    DEFAULT_D1,
+    DEFAULT_ROUND_TO,
+    POSITIONAL,
+    AnyHeadName,
+    Background,
+    BatchSize,
+    CandidateCount,
+    CriterionName,
+    DataName,
+    DataRoot,
+    Ema,
+    Epochs,
+    Freeze,
+    HeadName,
+    LearningRate,
+    ModelName,
+    Part,
+    PositiveBatch,
+    PositiveCount,
+    PositiveEpochs,
+    Precision,
+    PrimarySize,
+    Ratio,
+    SamplerName,
+    SplitSeed,
+    TrainingPart,
+    ValueRange,
+    hyphenated,
+    numbers,
+)
 
 
 class RecipeError(CapspruneError):
     """An option or a recipe's field is unknown, missing, or out of range."""
-
-
-def _model_name(name: str) -> str:
-    backbone(name)
-    return name
-
-
-def _data_name(name: str) -> str:
-    return known_data_set(name)
-
-
-def _numbers(value: Any) -> Any:
-    """Read "1,32" as (1, 32)."""
-    if isinstance(value, int):
-        return (value,)
-    if isinstance(value, str):
-        return tuple(part.strip() for part in value.split(",") if part.strip())
-    return value
-
-
-def _value_range(value: Any) -> Any:
-    """Read "0,4095" as (0, 4095)."""
-    numbers = _numbers(value)
-    if isinstance(value, str) and len(numbers) != 2:
-        raise ValueError("it should be two numbers, such as 0,4095")
-    return numbers
-
-
-def _ascending(value_range: tuple[float, float]) -> tuple[float, float]:
-    from capsprune.data.decoding import check_value_range  # which takes Pillow to import
-
-    return check_value_range(value_range)
-
-
-def _colour(colour: str) -> str:
-    from capsprune.data.decoding import check_colour
-
-    return check_colour(colour)
-
-
-def _entry_of(table: Table[Any]) -> Callable[[Any], Any]:
-    """Take the name of an entry, or from Python callers a callable, which is named and added."""
-    return lambda value: table.name_of(value) if callable(value) else value
-
-
-def _none_for(default: float) -> Callable[[Any], Any]:
-    """Write an option at its default as one that is left open, so that both compare equal."""
-    return lambda value: None if value == default else value
-
-
-def hyphenated(name: str) -> str:
-    """Return a field's name as users write it."""
-    return name.replace("_", "-")
-
-
-ModelName = Annotated[Name, AfterValidator(_model_name)]
-DataName = Annotated[Text, AfterValidator(_data_name)]
-SamplerName = Annotated[Name, BeforeValidator(_entry_of(SAMPLERS)), AfterValidator(SAMPLERS.check)]
-CriterionName = Annotated[
-    Name, BeforeValidator(_entry_of(CRITERIA)), AfterValidator(CRITERIA.check)
-]
-Epochs = Annotated[int, Field(ge=0, le=MAX_EPOCHS)]
-PositiveEpochs = Annotated[int, Field(ge=1, le=MAX_EPOCHS)]
-PositiveBatch = Annotated[int, Field(ge=1, le=MAX_BATCH)]
-PositiveCount = Annotated[int, Field(ge=1, le=MAX_COUNT)]
-CandidateCount = Annotated[int, Field(ge=1, le=MAX_CANDIDATES)]
-Ratio = Annotated[float, Field(gt=0, lt=1)]
-Part = Annotated[float, Field(gt=0, le=1)]
-
-Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
-
-# Options that several stages take.
-DataRoot = Annotated[
-    FilePath | None,
-    Field(
-        description="Where data sets lie; of an imagefolder that was moved, the folder itself. "
-        "[default: where the run found them, else $CAPSPRUNE_DATA or ~/.cache/capsprune/data]"
-    ),
-]
-SplitSeed = Annotated[
-    Seed | None,
-    AfterValidator(_none_for(0)),
-    Field(
-        description="Seed of the test images, which do not hang on --seed. [default: those that "
-        "the data set always has here]"
-    ),
-]
-TrainingPart = Annotated[
-    Part | None,
-    AfterValidator(_none_for(1)),
-    Field(
-        description="Part of the training images to use, here and in the stages that follow. "
-        "[default: all]"
-    ),
-]
-ValueRange = Annotated[
-    Annotated[tuple[float, float], BeforeValidator(_value_range), AfterValidator(_ascending)]
-    | None,
-    Field(
-        description="Values of images of more than 8 bits a pixel that become black and white, "
-        "here and in the stages that follow. [default: least and greatest of all images, unless "
-        "they fill 16 bits]"
-    ),
-]
-Background = Annotated[
-    Annotated[str, AfterValidator(_colour)] | None,
-    Field(description="Colour that transparent images are shown on, likewise. [default: white]"),
-]
-LearningRate = Annotated[
-    Annotated[float, Field(gt=0, le=MAX_LEARNING_RATE)] | None,
-    Field(description="Learning rate. [default: by data set]"),
-]
-BatchSize = Annotated[
-    Annotated[int, Field(ge=2, le=MAX_BATCH)] | None,
-    Field(description="Images a step. [default: by data set]"),
-]
-Freeze = Annotated[
-    bool,
-    Field(
-        description="Train the head alone, or finetune the trunk too.",
-        json_schema_extra={"flags": "--freeze/--finetune"},
-    ),
-]
-Ema = Annotated[
-    bool,
-    Field(
-        description="Of a file that holds both the weights as trained and a moving average (EMA, "
-        "SWA) of them, take the average, not the former. What there is alone is taken anyway.",
-        json_schema_extra={"flags": "--ema"},
-    ),
-]
-DEFAULT_D1 = 8
-#: Processors compute so many channels at a time, or a multiple.
-DEFAULT_ROUND_TO = 8
-PrimarySize = Annotated[CapsuleSize, Field(description="Values in a primary capsule.")]
-HeadName = Annotated[Name, AfterValidator(check_attachable)]
-AnyHeadName = Annotated[Name, AfterValidator(HEADS.check)]
-
-#: Marks a field that the command line takes by position.
-POSITIONAL: dict[str, Any] = {"positional": True}
-
-
-#: What stands in descriptions for the names of a table, which other packages may add to.
-_CHOICES: dict[str, Callable[[], str]] = {
-    "{criteria}": CRITERIA.help,
-    "{data_sets}": DATA_SETS.help,
-    "{heads}": lambda: HEADS.help(but=LINEAR),
-    "{samplers}": SAMPLERS.help,
-}
-
-
-def help_of(field: FieldInfo) -> str | None:
-    """Return the help text of an option, with the names that there are now."""
-    text = field.description
-    for place, names in _CHOICES.items():
-        if text is not None and place in text:
-            text = text.replace(place, names())
-    return text
 
 
 class Options(BaseModel):
@@ -399,7 +262,7 @@ class ProfileOptions(Options):
     """Options of `profile`: latency, throughput and memory in ONNX Runtime."""
 
     batch: Annotated[
-        tuple[PositiveBatch, ...], BeforeValidator(_numbers), Field(min_length=1, max_length=1000)
+        tuple[PositiveBatch, ...], BeforeValidator(numbers), Field(min_length=1, max_length=1000)
     ] = Field((1, 32), description="Batch sizes, separated by commas.")
     provider: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="Where to run: auto, cpu or cuda."

@@ -9,7 +9,8 @@ from typing import Any
 
 from capsprune.bounds import Seed, Text, cut
 from capsprune.files import BadFileError, read_text
-from capsprune.options import Options, RecipeError, hyphenated, no_such_field, parse_options
+from capsprune.option_types import hyphenated
+from capsprune.options import Options, RecipeError, no_such_field, parse_options
 from capsprune.stages import STAGES
 
 #: The largest recipe that is read, in bytes.

@@ -12,15 +12,11 @@ from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 from capsprune.bounds import FilePath, Seed, Text
 from capsprune.errors import CapspruneError
 from capsprune.files import BadFileError, dump_json, make_folder, read_json, write_text
+from capsprune.option_types import BatchSize, LearningRate, ModelName, PositiveEpochs, Precision
 from capsprune.options import (
     AnalyseOptions,
-    BatchSize,
     ExportOptions,
-    LearningRate,
-    ModelName,
     Options,
-    PositiveEpochs,
-    Precision,
     ProfileOptions,
     RecipeError,
     parse_options,

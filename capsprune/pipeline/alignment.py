@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from capsprune.options import DEFAULT_ROUND_TO
+from capsprune.option_types import DEFAULT_ROUND_TO
 
 #: As `capsprune.pruning.channels.layer_channels` gives them.
 Channels = Mapping[str, Mapping[str, int]]

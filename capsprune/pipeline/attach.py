@@ -21,7 +21,8 @@ from capsprune.checkpoint import (
 from capsprune.data.names import data_set
 from capsprune.errors import RunError
 from capsprune.inspection import checkpoint_costs
-from capsprune.options import DEFAULT_D1, AttachCapsOptions, AttachLinearOptions, HeadOptions
+from capsprune.option_types import DEFAULT_D1
+from capsprune.options import AttachCapsOptions, AttachLinearOptions, HeadOptions
 from capsprune.pipeline.fitting import fit_network, load_classes, score_network, score_summary
 from capsprune.pipeline.session import Session
 from capsprune.pipeline.stage import Stage

@@ -3,7 +3,8 @@ import pytest
 import torch
 
 from capsprune.errors import CapspruneError, StrategyError
-from capsprune.options import PruneOptions, help_of, parse_options
+from capsprune.option_types import help_of
+from capsprune.options import PruneOptions, parse_options
 from capsprune.pruning.drawing import project
 from capsprune.pruning.evaluation import Evaluator
 from capsprune.pruning.names import SAMPLERS
