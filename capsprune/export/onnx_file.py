@@ -189,10 +189,10 @@ def draft_onnx(network: nn.Module, image_size: int, opset: int = 18) -> Draft:
     """Export a network as PyTorch traced it, to measure it rather than to keep it.
 
     Nothing is verified, and no node is simplified or joined with another, which a runtime does when
-    it opens the file. The outputs are those of `export_onnx`, for a batch of 1.
+    it opens the file. The outputs are those of `write_onnx`, for a batch of 1.
 
     Args:
-        network: as `export_onnx` takes it; it is not changed.
+        network: as `write_onnx` takes it; it is not changed.
         image_size: pixels a side.
         opset: version of the standard ONNX ops.
 

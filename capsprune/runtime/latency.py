@@ -13,6 +13,7 @@ from torch import nn
 
 from capsprune.errors import ExportError
 from capsprune.export.onnx_file import Draft, draft_onnx, draft_weights
+from capsprune.export.ort import quiet_stderr
 from capsprune.runtime.sessions import session
 from capsprune.runtime.template import GraphTemplate, TemplateError
 
@@ -65,7 +66,8 @@ class LatencyMeter:
             self._learn(self._export(reference))
         if self._template.ready:
             try:
-                return self._time(self._template.fill(draft_weights(network)))
+                with quiet_stderr():  # where ONNX Runtime would name what does not fit
+                    return self._time(self._template.fill(draft_weights(network)))
             except Exception:  # Of a template, or of ONNX Runtime, which has no common base.
                 if self.exports >= _FEW:
                     self._tell()

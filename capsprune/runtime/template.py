@@ -15,7 +15,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import numpy as np
 import onnx
 from onnx import AttributeProto, TensorProto, numpy_helper
 from torch import Tensor
@@ -140,8 +139,14 @@ class GraphTemplate:
         for place, number in numbers.items():
             _write(filled.graph.node[place.node], place, number)
         for name in self._weights:
-            values = np.ascontiguousarray(weights[name].detach().cpu().numpy())
-            filled.graph.initializer.append(numpy_helper.from_array(values, name))
+            values = weights[name].detach().cpu().numpy()
+            # Written in place: a head may have hundreds of megabytes, and to append copies them.
+            filled.graph.initializer.add(
+                name=name,
+                dims=values.shape,
+                data_type=onnx.helper.np_dtype_to_tensor_dtype(values.dtype),
+                raw_data=values.tobytes(),
+            )
         return filled
 
     def _explained(self) -> dict[_Place, _Rule]:

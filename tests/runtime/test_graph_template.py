@@ -139,7 +139,7 @@ def test_what_cannot_be_filled_in_is_exported_and_said_once():
     assert len(said) == 1 and "one by one" in said[0]
 
 
-def test_a_graph_that_does_not_run_is_exported_instead():
+def test_a_graph_that_does_not_run_is_exported_instead(capfd):
     said = []
     meter = LatencyMeter(9, repeats=1, say=said.append)
     # The first two do not show that the groups of the depthwise convolution depend on anything.
@@ -147,6 +147,7 @@ def test_a_graph_that_does_not_run_is_exported_instead():
         assert meter(capsules(*widths)) > 0
     assert meter.exports == 3
     assert not said
+    assert capfd.readouterr().err == ""
 
 
 def test_a_network_alone_is_measured():
