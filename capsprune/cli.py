@@ -274,7 +274,7 @@ def report_command(
     There are the paper's Table 1 and Figure 3, and more, as Markdown, CSV, pictures and one HTML
     page that works offline. It says too which of the paper's claims hold on these results.
     """
-    from capsprune.report.sources import find_sources, report_directory
+    from capsprune.terminal.sources import find_sources, report_directory
 
     sources = find_sources(runs_dir, names or ["default"])
     directory = report_directory(sources, output)

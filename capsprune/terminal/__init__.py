@@ -1,1 +1,1 @@
-"""What the command line prints: tables of plain results."""
+"""What the command line does itself: names to folders, and plain results to tables."""
