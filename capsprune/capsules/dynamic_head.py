@@ -59,14 +59,20 @@ class CapsuleTrace:
         }
 
 
+# Functions of a module, not lambdas: processes that try candidates unpickle them.
+def _loss(outputs: CapsuleOutput, labels: Tensor) -> Tensor:
+    return margin_loss(outputs.class_probabilities, labels)
+
+
+def _scores(outputs: CapsuleOutput) -> Tensor:
+    return outputs.class_probabilities
+
+
 class DynamicHead(Head):
     """Capsules by dynamic routing, trained by the margin loss of their lengths."""
 
     config = DynamicConfig
-    objective = Objective(
-        loss=lambda outputs, labels: margin_loss(outputs.class_probabilities, labels),
-        scores=lambda outputs: outputs.class_probabilities,
-    )
+    objective = Objective(loss=_loss, scores=_scores)
     outputs = ("poses",)
 
     def configure(

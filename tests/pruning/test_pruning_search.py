@@ -8,18 +8,26 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 import capsprune.pruning.evaluation as evaluation_module
 import capsprune.pruning.workers as workers_module
+from capsprune.capsules import CapsuleNetwork
+from capsprune.capsules.head import head_of
 from capsprune.errors import StrategyError, StudyError
+from capsprune.pruning.adaptive_bn import recalibrate
 from capsprune.pruning.candidate import PARTS, Candidate
-from capsprune.pruning.criteria import rank_channels
+from capsprune.pruning.capsule_groups import find_capsule_groups
+from capsprune.pruning.channels import prune_channels
+from capsprune.pruning.cost import CostModel
+from capsprune.pruning.criteria import l1_ranking, rank_channels
 from capsprune.pruning.evaluation import Evaluator, LatencyLimit, Task
 from capsprune.pruning.names import SAMPLERS
 from capsprune.pruning.search import Plan, SearchSettings, plan_rungs, search
 from capsprune.pruning.study import Study
 from capsprune.pruning.target import Target
 from capsprune.pruning.workers import ProcessWorkers
+from capsprune.training.evaluate import evaluate
 from capsprune.training.objective import CROSS_ENTROPY
 
 
@@ -332,6 +340,34 @@ def test_two_workers_find_what_one_finds(tiny, tmp_path, factor):
         assert replace(one, loss=0) == replace(two, loss=0)
         assert one.loss == pytest.approx(two.loss)
     assert both.best.index == alone.best.index
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_candidates_of_a_capsule_network_are_scored_by_its_own_loss(tiny, workers):
+    torch.manual_seed(0)
+    trunk = nn.Sequential(
+        *(nn.Conv2d(3, 12, 3, stride=2, padding=1), nn.BatchNorm2d(12), nn.ReLU()),
+        *(nn.Conv2d(12, 16, 3, stride=2, padding=1), nn.BatchNorm2d(16), nn.ReLU()),
+    )
+    network = CapsuleNetwork(trunk, channels=16, feature_size=3, classes=4, d1=4, d2=4).eval()
+    dependencies = find_capsule_groups(network, tiny.size)
+    objective = head_of(network).objective
+    space = Target(params=0.5).search_space(CostModel.build(network, dependencies, tiny.size))
+    shown = data(tiny)
+    tried = Evaluator(
+        network, dependencies, l1_ranking(network, dependencies), **shown, objective=objective
+    )
+    best = search(tried, space, SearchSettings(3), workers=workers).best
+    pruned = prune_channels(
+        network, dependencies, tried.rankings, space.kept(np.array(best.fractions))
+    )
+    recalibrate(pruned, shown["calibration"])
+    again = evaluate(pruned, shown["scoring"], objective)
+    assert (best.score, best.loss) == (again.accuracy, pytest.approx(again.loss, rel=1e-5))
+    with torch.no_grad():
+        outputs = [(pruned(images), labels) for images, labels in shown["scoring"]]
+    margins = sum(float(objective.loss(out, labels)) * len(labels) for out, labels in outputs)
+    assert best.loss == pytest.approx(margins / 41, rel=1e-5)
 
 
 def tasks(tiny, count):
