@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Protocol
 
@@ -80,8 +81,16 @@ class ProcessWorkers:
 
         Raises:
             OSError: if there is no space for the file.
+            StudyError: if the evaluator cannot be sent to other processes.
         """
         assert evaluator.latency is None
+        try:
+            pickle.dumps(evaluator.objective)
+        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            raise StudyError(
+                f"The loss of this network cannot be sent to other processes ({error}); give "
+                "--workers 1, or let its head's objective be of functions of a module."
+            ) from error
         self.count = count
         self.pool = Pool(
             _try,

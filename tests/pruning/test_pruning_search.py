@@ -28,7 +28,7 @@ from capsprune.pruning.study import Study
 from capsprune.pruning.target import Target
 from capsprune.pruning.workers import ProcessWorkers
 from capsprune.training.evaluate import evaluate
-from capsprune.training.objective import CROSS_ENTROPY
+from capsprune.training.objective import CROSS_ENTROPY, Objective
 
 
 @pytest.fixture(autouse=True)
@@ -418,3 +418,9 @@ def test_a_candidate_that_ends_every_worker_is_given_up(tiny, monkeypatch):
             workers.collect()
     finally:
         workers.close()
+
+
+def test_a_loss_that_cannot_be_sent_to_workers_is_refused(tiny):
+    mine = Objective(loss=lambda outputs, labels: outputs.sum(), scores=lambda outputs: outputs)
+    with pytest.raises(StudyError, match=r"loss of this network cannot be sent.*--workers 1"):
+        ProcessWorkers(evaluator(tiny, objective=mine), 2)
