@@ -14,15 +14,15 @@ Names are imported when they are first used: `import capsprune` alone loads noth
 from typing import TYPE_CHECKING
 
 from capsprune.lazy import lazy_names
+from capsprune.version import __version__
 
 if TYPE_CHECKING:
     from capsprune.api import analyse, attach_capsules, export_onnx, profile, prune, train
     from capsprune.checkpoint import load_checkpoint
     from capsprune.runtime.sessions import op_library, session
 
-__version__ = "0.1.0"
-
 __all__ = [
+    "__version__",
     "analyse",
     "attach_capsules",
     "export_onnx",

@@ -19,7 +19,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from capsprune import __version__
 from capsprune.backbones.headed import HeadedNetwork
 from capsprune.backbones.registry import build_backbone
 from capsprune.backbones.trunk import trunk_of, trunk_output
@@ -42,6 +41,7 @@ from capsprune.data.preprocessing import Interpolation, Preprocessing
 from capsprune.errors import CapspruneError, CheckpointError, listed, unknown_name
 from capsprune.files import dump_json, make_folder, move, read_json, scratch
 from capsprune.pruning.channels import layer_channels, resize_layers
+from capsprune.version import __version__
 
 if TYPE_CHECKING:
     from capsprune.data.sources import DataSplits

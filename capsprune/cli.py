@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_
 import typer
 import typer.core
 
-from capsprune import __version__, interrupts
+from capsprune import interrupts
 from capsprune.errors import Interrupted
 from capsprune.files import dump_json
 from capsprune.option_types import Precision, help_of
 from capsprune.options import ComputingOptions
 from capsprune.recipe import read_recipe
 from capsprune.stages import COMMANDS, Command
+from capsprune.version import __version__
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo

@@ -41,7 +41,7 @@ def test_importing_the_package_loads_nothing():
 
 
 def test_every_name_that_is_offered_is_there():
-    for name in capsprune.__all__:
+    for name in set(capsprune.__all__) - {"__version__"}:
         assert callable(getattr(capsprune, name)), name
     with pytest.raises(AttributeError, match="no_such_name"):
         _ = capsprune.no_such_name

@@ -21,12 +21,12 @@ import onnx.inliner
 import torch
 from torch import Tensor, nn
 
-import capsprune
 from capsprune.capsules.head import head_of, onnx_operators
 from capsprune.capsules.onnx_op import DOMAIN, IR_VERSION, check_opset
 from capsprune.errors import ExportError
 from capsprune.export.parity import Parity, measure_parity, require_parity
 from capsprune.files import make_folder, replacing
+from capsprune.version import __version__
 
 #: Protobuf cannot hold more in one file.
 MAX_BYTES = 2**31 - 1
@@ -122,7 +122,7 @@ def write_onnx(
             **metadata,
             "class_names": json.dumps(list(class_names)),
             "image_size": str(image_size),
-            "capsprune_version": capsprune.__version__,
+            "capsprune_version": __version__,
         },
     )
     inputs, outputs = _shapes(model.graph.input), _shapes(model.graph.output)
@@ -286,7 +286,7 @@ def _label(model: onnx.ModelProto, metadata: Mapping[str, str]) -> None:
     """Say whose file it is; drop the exporter's notes, which hold paths of this machine."""
     model.ir_version = IR_VERSION
     model.producer_name = "capsprune"
-    model.producer_version = capsprune.__version__
+    model.producer_version = __version__
     graph = model.graph
     graph.name = "capsprune"
     for item in (graph, *graph.node, *graph.value_info, *graph.input, *graph.output):
