@@ -77,19 +77,19 @@ def check_plain(value: Any) -> Any:
     """
     todo, seen = [(value, 0)], 0
     while todo:
-        one, depth = todo.pop()
+        part, depth = todo.pop()
         seen += 1
         if depth > _MAX_DEPTH or seen > _MAX_VALUES:
             raise ValueError("it should be nested less deeply and hold fewer values")
-        if isinstance(one, dict):
-            todo += [(inner, depth + 1) for pair in one.items() for inner in pair]
-        elif isinstance(one, list | tuple):
-            todo += [(inner, depth + 1) for inner in one]
-        elif isinstance(one, str):
-            _check_text(one)
-            if len(one) > MAX_TEXT:
+        if isinstance(part, dict):
+            todo += [(inner, depth + 1) for pair in part.items() for inner in pair]
+        elif isinstance(part, list | tuple):
+            todo += [(inner, depth + 1) for inner in part]
+        elif isinstance(part, str):
+            _check_text(part)
+            if len(part) > MAX_TEXT:
                 raise ValueError(f"it should hold texts of at most {MAX_TEXT} characters")
-        elif isinstance(one, int | float) and not abs(one) <= MAX_NUMBER:
+        elif isinstance(part, int | float) and not abs(part) <= MAX_NUMBER:
             raise ValueError(f"it should hold finite numbers of at most {MAX_NUMBER:g}")
     return value
 

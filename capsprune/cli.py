@@ -251,8 +251,8 @@ def sweep_command(
         print_sweep(done.name, cells, done.failed, str(done.directory))
     if done.failed:
         first, reason = next(iter(done.failed.items()))
-        others = len(done.failed) - 1
-        and_others = f", and {others} more did not finish" if others else ""
+        more = len(done.failed) - 1
+        and_others = f", and {more} more did not finish" if more else ""
         raise SweepError(f"{first} failed{and_others}: {reason}")
 
 
@@ -321,10 +321,10 @@ def runs_command(
     damaged = {**damaged_runs, **damaged_sweeps}
     _warn_of(damaged)
     cells, damaged_cells = {}, {}
-    for one in sweeps:
-        inside, damaged_cells[one.name] = one.read_runs()
-        cells[one.name] = one.done(inside)
-        _warn_of({f"{one.name}/{name}": why for name, why in damaged_cells[one.name].items()})
+    for sweep in sweeps:
+        inside, damaged_cells[sweep.name] = sweep.read_runs()
+        cells[sweep.name] = sweep.done(inside)
+        _warn_of({f"{sweep.name}/{name}": why for name, why in damaged_cells[sweep.name].items()})
     if json:
         found: dict[str, Any] = {run.name: sorted(run.stages) for run in runs}
         found |= {
@@ -334,7 +334,7 @@ def runs_command(
         _print_json({**found, **{name: {"damaged": reason} for name, reason in damaged.items()}})
     else:
         if sweeps:
-            print_sweeps([(one.name, cells[one.name], len(one.failed)) for one in sweeps])
+            print_sweeps([(sweep.name, cells[sweep.name], len(sweep.failed)) for sweep in sweeps])
         if not runs and (sweeps or damaged):
             return
         print_runs(

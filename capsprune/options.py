@@ -100,7 +100,7 @@ class TrainOptions(Options):
 
 
 class PruneOptions(Options):
-    """Options of `prune`: search for a strategy, shrink, fine-tune."""
+    """Options of `prune`: search for a strategy, remove channels, fine-tune."""
 
     model: ModelName | None = Field(
         None, description="Backbone to train first where the run has no baseline."

@@ -64,7 +64,7 @@ def _distinct(value: Any) -> Any:
     values = value if isinstance(value, list | tuple) else (value,)
     if len(values) > _MAX_LENGTH:
         return values  # to be refused
-    return [one for n, one in enumerate(values) if one not in values[:n]]
+    return [value for n, value in enumerate(values) if value not in values[:n]]
 
 
 class TrunkOptions(Options):
@@ -221,10 +221,10 @@ def read_sweep_recipe(path: Path) -> SweepRecipe:
     folder = path.resolve().parent
     published = {
         backbone: {
-            pruned: one
-            if one.strategy is None
-            else one.model_copy(update={"strategy": (folder / one.strategy).resolve()})
-            for pruned, one in levels.items()
+            pruned: found
+            if found.strategy is None
+            else found.model_copy(update={"strategy": (folder / found.strategy).resolve()})
+            for pruned, found in levels.items()
         }
         for backbone, levels in recipe.published.items()
     }

@@ -1,4 +1,4 @@
-"""Measure how many strategies a second the cost model prices, beside shrinking and counting each.
+"""Measure how many strategies a second the cost model prices, beside pruning and counting each.
 
 python tools/bench_cost.py [--model resnet50] [--image-size 224] [--strategies 100000] [--json]
 """
@@ -20,7 +20,7 @@ from capsprune.pruning.groups import find_groups
 
 #: Strategies priced in one call: as many as a sampler may draw together.
 BATCH = 1000
-#: Strategies that are shrunk and counted by fvcore for comparison.
+#: Strategies that are pruned and counted by fvcore for comparison.
 COUNTED = 3
 
 
@@ -58,8 +58,8 @@ def main() -> None:
     exact = True
     started = time.perf_counter()
     for row in kept[:COUNTED]:
-        shrunk = prune_channels(model, dependencies, order, row)
-        exact &= fvcore_macs(shrunk, size) == int(cost.macs(row))
+        pruned = prune_channels(model, dependencies, order, row)
+        exact &= fvcore_macs(pruned, size) == int(cost.macs(row))
     counted = COUNTED / (time.perf_counter() - started)
 
     result = {
@@ -69,7 +69,7 @@ def main() -> None:
         "building_seconds": building,
         f"strategies_per_second_in_batches_of_{BATCH}": together,
         "strategies_per_second_one_by_one": one_by_one,
-        "strategies_per_second_shrunk_and_counted_by_fvcore": counted,
+        "strategies_per_second_pruned_and_counted_by_fvcore": counted,
         "agrees_with_fvcore": exact,
     }
     if arguments.json:

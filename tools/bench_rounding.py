@@ -78,7 +78,7 @@ def main() -> None:
     for name, found in ratios.items():
         cells = [f"{100 * median(found):.1f} %"]
         for seconds in by_batch:
-            medians = [1000 * one for (of, _), one in seconds.items() if of == name]
+            medians = [1000 * value for (strategy, _), value in seconds.items() if strategy == name]
             spread = f" ({min(medians):.2f} to {max(medians):.2f})" if len(medians) > 1 else ""
             cells.append(f"{median(medians):.2f}{spread}")
         print(f"| {name} | {' | '.join(cells)} |")

@@ -6,12 +6,12 @@ float32, I = 256, D1 = 8, D2 = 16, 3 iterations. What is compared runs in turns,
 given, so that whatever else the machine does hits both. Extra memory is the peak of a process of
 its own above what was resident before.
 
-The floor of a figure is its arithmetic (votes once, and their sums and agreements) over the rate of
-a large matrix product, or the bytes that have to be moved (weight, inputs and outputs once) over
-the rate of a large copy, whichever is longer; both rates are measured in the same run. The floor
-with votes anew is that of a forward pass that keeps no votes from one iteration to the next: with
-J = 200 and 64 samples they are 210 MB, more than any cache holds and than the targets for memory
-allow.
+The lower bound of a figure is its arithmetic (votes once, and their sums and agreements) over the
+rate of a large matrix product, or the bytes that have to be moved (weight, inputs and outputs once)
+over the rate of a large copy, whichever is longer; both rates are measured in the same run. The
+lower bound with votes anew is that of a forward pass that keeps no votes from one iteration to the
+next: with J = 200 and 64 samples they are 210 MB, more than any cache holds and than the targets
+for memory allow.
 """
 
 from __future__ import annotations
@@ -177,7 +177,7 @@ def in_turns(runs: Mapping[str, Callable[[], object]], repeats: int) -> dict[str
     return {name: statistics.median(times) for name, times in taken.items()}
 
 
-class Floor:
+class LowerBound:
     """The rates of this machine, and the time that nothing here can beat."""
 
     def __init__(self) -> None:
@@ -192,7 +192,7 @@ class Floor:
     def milliseconds(
         self, classes: int, batch: int, *, training: bool = False, anew: bool = False
     ) -> float:
-        """The floor of one forward pass, or of a training step: three times the arithmetic.
+        """The lower bound of one forward pass, or of a training step: three times the arithmetic.
 
         With `anew`, votes are formed in every iteration.
         """
@@ -205,7 +205,7 @@ class Floor:
         return 1000 * times * max(2 * macs / self.flops, moved / self.bytes)
 
     def both(self, classes: int, batch: int) -> tuple[float, float]:
-        """The floors of a forward pass without and with votes anew."""
+        """The bounds of a forward pass without and with votes anew."""
         once, anew = (self.milliseconds(classes, batch, anew=anew) for anew in (False, True))
         return once, anew
 
@@ -216,7 +216,7 @@ def row(
     ours: float,
     theirs: float,
     target: float,
-    floors: tuple[float, ...],
+    bounds: tuple[float, ...],
     memory: tuple[float, float, float] | None = None,
 ) -> str:
     """One line of the table.
@@ -227,12 +227,12 @@ def row(
         ours: milliseconds.
         theirs: likewise.
         target: of their ratio.
-        floors: milliseconds with votes formed once, and formed anew in each iteration, if known.
+        bounds: milliseconds with votes formed once, and formed anew in each iteration, if known.
         memory: ours, theirs, and the target of their ratio, or 0 where there is none.
     """
     ratio = theirs / ours
     cells = [what, shape, f"{ours:.2f}", f"{theirs:.2f}", f"{ratio:.1f} x", f"{target:g} x"]
-    cells += [f"{floor:.2f}" for floor in floors] + [""] * (2 - len(floors))
+    cells += [f"{bound:.2f}" for bound in bounds] + [""] * (2 - len(bounds))
     if memory is None:
         cells += ["", "", ""]
     else:
@@ -243,7 +243,7 @@ def row(
     return "| " + " | ".join(cells) + " |"
 
 
-def bench(classes: int, batch: int, repeats: int, floor: Floor) -> None:
+def bench(classes: int, batch: int, repeats: int, bound: LowerBound) -> None:
     """Print the four rows of one shape."""
     shape = f"J={classes}, batch {batch}"
     large = classes > 10
@@ -253,14 +253,14 @@ def bench(classes: int, batch: int, repeats: int, floor: Floor) -> None:
     taken = in_turns(steps, few if large else repeats)
     del steps
     used = {kind: extra_memory("training", kind, classes, batch) for kind in taken}
-    at: tuple[float, ...] = (floor.milliseconds(classes, batch, training=True),)
+    at: tuple[float, ...] = (bound.milliseconds(classes, batch, training=True),)
     memory = (used["ours"], used["expanded"], 15.0 if large else 10.0)
     what = "PyTorch training step / expanded votes"
     target = 20.0 if large else 15.0
     print(row(what, shape, taken["ours"], taken["expanded"], target, at, memory), flush=True)
 
     runs = {kind: onnx_run(kind, classes, batch) for kind in ("native", "portable")}
-    at = floor.both(classes, batch)
+    at = bound.both(classes, batch)
     taken = in_turns({kind: partial(run, batch) for kind, run in runs.items()}, repeats)
     used = {kind: extra_memory("onnx", kind, classes, batch) for kind in taken}
     memory = (used["native"], used["portable"], 20.0 if large else 0.0)
@@ -271,7 +271,7 @@ def bench(classes: int, batch: int, repeats: int, floor: Floor) -> None:
     taken = in_turns({kind: partial(run, 1) for kind, run in runs.items()}, 3 * repeats)
     single = f"J={classes}, batch 1"
     target = 3.0 if large else 2.0
-    at_one = floor.both(classes, 1)
+    at_one = bound.both(classes, 1)
     print(row(what, single, taken["native"], taken["portable"], target, at_one), flush=True)
 
     del runs["native"]
@@ -292,20 +292,20 @@ def main() -> None:
         what, kind, classes, batch = options.probe
         print(json.dumps(probe(what, kind, int(classes), int(batch))))
         return
-    floor = Floor()
+    bound = LowerBound()
     print(
         f"Kernels: {native.instruction_set() or 'none, the op library is missing'}; "
-        f"{torch.get_num_threads()} threads; matmul {floor.flops / 1e9:.0f} GFLOP/s, "
-        f"copy {floor.bytes / 1e9:.1f} GB/s\n"
+        f"{torch.get_num_threads()} threads; matmul {bound.flops / 1e9:.0f} GFLOP/s, "
+        f"copy {bound.bytes / 1e9:.1f} GB/s\n"
     )
     print(
-        "| what / against | shape | ms | against, ms | faster | target | floor, ms "
+        "| what / against | shape | ms | against, ms | faster | target | lower bound, ms "
         "| with votes anew | extra memory | less | target |"
     )
     print("|---|---|---|---|---|---|---|---|---|---|---|", flush=True)
     for classes, batch in SHAPES:
         if not options.only or options.only in f"J={classes}, batch {batch}":
-            bench(classes, batch, options.repeats, floor)
+            bench(classes, batch, options.repeats, bound)
 
 
 if __name__ == "__main__":

@@ -107,7 +107,7 @@ class Bench:
         self.rankings = l1_ranking(self.baseline, self.dependencies)
 
     def kept_network(self, kept: NDArray[np.int64]) -> nn.Module:
-        """Shrink the baseline to these channel counts, [G], lowest L1 norms first."""
+        """Prune the baseline to these channel counts, [G], lowest L1 norms first."""
         return prune_channels(self.baseline, self.dependencies, self.rankings, kept)
 
     def finetune(self, network: nn.Module, seed: int) -> float:
@@ -300,10 +300,10 @@ def run_subnet(bench: Bench, index: int) -> dict[str, Any]:
     }
 
 
-def measure_floor(bench: Bench) -> dict[str, float]:
+def measure_bound(bench: Bench) -> dict[str, float]:
     """Candidates a minute, and what pure forward passes of the same networks would allow."""
     count = 8
-    found, _ = bench.search("random", count, name="floor")
+    found, _ = bench.search("random", count, name="bound")
     seconds = found.seconds()
     passes = 0.0
     for candidate in found.candidates:
@@ -321,8 +321,8 @@ def measure_floor(bench: Bench) -> dict[str, float]:
     return {
         **{part: value / total for part, value in seconds.items()},
         "candidates_a_minute": 60 * count / total,
-        "floor_a_minute": 60 * count / passes,
-        "over_floor": total / passes,
+        "bound_a_minute": 60 * count / passes,
+        "over_bound": total / passes,
     }
 
 
@@ -354,7 +354,7 @@ def correlations(subnets: Sequence[dict[str, float]]) -> dict[str, dict[str, flo
 def markdown(
     results: dict[str, dict[str, Any]],
     subnets: Sequence[dict[str, float]],
-    floor: dict[str, float],
+    bound: dict[str, float],
     baseline: float,
 ) -> str:
     """Write the tables."""
@@ -378,13 +378,13 @@ def markdown(
         numbers = " | ".join(_shown(value) for value in values.values())
         lines.append(f"| {titles[kind]} | {numbers} |")
     parts = ", ".join(
-        f"{part} {floor[part]:.1%}" for part in ("surgery", "calibration", "scoring", "other")
+        f"{part} {bound[part]:.1%}" for part in ("pruning", "calibration", "scoring", "other")
     )
     lines += [
         "",
-        f"A candidate's time: {parts}. {floor['candidates_a_minute']:.1f} candidates a minute; "
-        f"pure forward passes of the same networks allow {floor['floor_a_minute']:.1f} "
-        f"({floor['over_floor']:.2f} times the floor).",
+        f"A candidate's time: {parts}. {bound['candidates_a_minute']:.1f} candidates a minute; "
+        f"pure forward passes of the same networks allow {bound['bound_a_minute']:.1f} "
+        f"({bound['over_bound']:.2f} times that lower bound).",
     ]
     return "\n".join(lines) + "\n"
 
@@ -465,7 +465,7 @@ def main() -> None:
     baseline = bench.kept(
         "baseline", lambda: {"accuracy": bench.accuracy(bench.baseline, bench.test)}
     )["accuracy"]
-    floor = bench.kept("floor", lambda: measure_floor(bench))
+    bound = bench.kept("bound", lambda: measure_bound(bench))
     results = {
         name: bench.kept(name, lambda make=make: run_method(bench, make))  # type: ignore[misc]
         for name, (_, make) in METHODS.items()
@@ -474,7 +474,7 @@ def main() -> None:
         bench.kept(f"subnet-{index:02d}", lambda index=index: run_subnet(bench, index))  # type: ignore[misc]
         for index in range(SUBNETS)
     ]
-    text = markdown(results, subnets, floor, baseline)
+    text = markdown(results, subnets, bound, baseline)
     write_text(arguments.out / "results.md", text)
     draw_methods(results, baseline, arguments.out / "methods.png")
     draw_correlation(subnets, arguments.out / "correlation.png")

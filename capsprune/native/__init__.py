@@ -183,10 +183,10 @@ def routing_backward(
 
 
 def _failed(
-    what: str, sizes: tuple[int, ...], iterations: int, epsilon: float, *others: int | None
+    what: str, sizes: tuple[int, ...], iterations: int, epsilon: float, *arguments: int | None
 ) -> bool:
     """Call `capsprune_routing_<what>`, and tell whether it ran out of memory."""
     library = load()
     assert library is not None
     shape = (ctypes.c_int64 * 6)(*sizes, iterations)
-    return bool(getattr(library, f"capsprune_routing_{what}")(shape, epsilon, *others))
+    return bool(getattr(library, f"capsprune_routing_{what}")(shape, epsilon, *arguments))

@@ -146,7 +146,9 @@ def build_best(target: Path) -> str:
 
 def _cuda_command(nvcc: str, compiler: list[str]) -> list[str]:
     newest = _CUDA_ARCHITECTURES[-1]
-    codes = [f"-gencode=arch=compute_{one},code=sm_{one}" for one in _CUDA_ARCHITECTURES]
+    codes = [
+        f"-gencode=arch=compute_{version},code=sm_{version}" for version in _CUDA_ARCHITECTURES
+    ]
     return [
         *(nvcc, "-std=c++17", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden"),
         *("-Werror=all-warnings", f"-ccbin={compiler[0]}", *codes),

@@ -1,4 +1,4 @@
-"""The stage `prune`: search for a strategy, shrink the baseline by it, fine-tune what is left."""
+"""The stage `prune`: search for a strategy, prune the baseline by it, fine-tune what is left."""
 
 from __future__ import annotations
 

@@ -153,15 +153,15 @@ def _jobs_for(
     grid = opened.recipe
     recipe = grid.cell_recipe(cell)
     published = _published_file(grid, cell, checkpoints)
-    others = (replace(cell, pruned=pruned) for pruned in grid.pruned)
-    if not cell.pruned and any(_published_file(grid, other, checkpoints) for other in others):
+    siblings = (replace(cell, pruned=pruned) for pruned in grid.pruned)
+    if not cell.pruned and any(_published_file(grid, sibling, checkpoints) for sibling in siblings):
         # What others published comes as it is, so the unpruned one must not be fine-tuned either.
         as_it_is = recipe.stages["pruned"].model_copy(update={"epochs": 0})
         recipe = replace(recipe, stages={**recipe.stages, "pruned": as_it_is})
 
-    def member(name: str, **others: Any) -> Member:
+    def member(name: str, **given: Any) -> Member:
         named = replace(recipe, name=name)
-        return Member(opened.directory, named, device, opened.precision, **others)
+        return Member(opened.directory, named, device, opened.precision, **given)
 
     needs: tuple[str, ...] = ()
     if published is None:
@@ -258,11 +258,11 @@ def _profile(
         return
     with scratch(opened.directory, "profile") as work:
         files = {}
-        for position, (label, one) in enumerate(variants.items()):
+        for position, (label, variant) in enumerate(variants.items()):
             progress.detail(f"Exporting {label}")
             files[label] = work / f"{position}.onnx"
-            size = _export(opened, one, files[label])
-            one["file_bytes"] = files[label].stat().st_size
+            size = _export(opened, variant, files[label])
+            variant["file_bytes"] = files[label].stat().st_size
         with progress.bar("Profiling") as bar:
             measurements = profile_variants(
                 files,
@@ -275,7 +275,7 @@ def _profile(
         say_where(
             resolve_provider(recipe.profile.provider, gpu_number(device)), measurements, progress
         )
-    result = {**asked, "measurements": [one.to_dict() for one in measurements]}
+    result = {**asked, "measurements": [measurement.to_dict() for measurement in measurements]}
     write_text(opened.profile_path, dump_json(result, indent=1) + "\n")
 
 
@@ -287,8 +287,8 @@ def _profiled(path: Path, asked: Mapping[str, Any]) -> bool:
     """Whether these very networks were measured already, as asked."""
     try:
         found = read_json(path)
-        for one in found["variants"].values():
-            del one["file_bytes"]
+        for variant in found["variants"].values():
+            del variant["file_bytes"]
         return all(found[key] == value for key, value in asked.items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 #: Parts of the time that a candidate takes.
-PARTS = ("surgery", "latency", "calibration", "scoring", "other")
+PARTS = ("pruning", "latency", "calibration", "scoring", "other")
 
 
 @dataclass(frozen=True)
@@ -81,4 +81,9 @@ class Candidate:
             TypeError: if a field is unknown.
         """
         fields = {"score": 0.0, "loss": math.inf if "score" in record else 0.0, **record}
-        return cls(**{**fields, "fractions": tuple(fields["fractions"])})
+        # Older versions called the removal of channels surgery.
+        seconds = {
+            "pruning" if part == "surgery" else part: value
+            for part, value in fields.get("seconds", {}).items()
+        }
+        return cls(**{**fields, "fractions": tuple(fields["fractions"]), "seconds": seconds})

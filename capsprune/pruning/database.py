@@ -336,9 +336,9 @@ def _remove_doubles(engine: sqlalchemy.Engine) -> None:
 
 def _package_of(error: BaseException) -> str:
     """The package to install for an import that failed."""
-    for one in _causes(error):
-        if isinstance(one, ImportError) and one.name:
-            module = one.name.split(".")[0]
+    for cause in _causes(error):
+        if isinstance(cause, ImportError) and cause.name:
+            module = cause.name.split(".")[0]
             return _PACKAGES.get(module, module)
     return "the driver of that database"
 

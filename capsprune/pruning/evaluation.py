@@ -1,4 +1,4 @@
-"""Trying one candidate: shrink, recalibrate, score."""
+"""Trying a candidate: remove its channels, recalibrate, score."""
 
 from __future__ import annotations
 
@@ -75,19 +75,19 @@ class Evaluator:
     def __call__(self, task: Task) -> Outcome:
         """Try one. What passes the limit of latency is not scored."""
         clock = Clock()
-        shrunk = prune_channels(self.model, self.dependencies, self.rankings, task.kept)
-        clock.lap("surgery")
+        pruned = prune_channels(self.model, self.dependencies, self.rankings, task.kept)
+        clock.lap("pruning")
         latency, violation = task.latency_ms, 0.0
         if self.latency is not None:
             if latency is None:
-                latency = self.latency.measure(shrunk)
+                latency = self.latency.measure(pruned)
             violation = latency / self.latency.limit_ms - 1
             clock.lap("latency")
             if violation > 0:
                 return Outcome(0.0, 0.0, latency, violation, clock.seconds)
-        recalibrate(shrunk, self.calibration[: task.calibration])
+        recalibrate(pruned, self.calibration[: task.calibration])
         clock.lap("calibration")
-        result = evaluate(shrunk, self.scoring[: task.scoring], self.objective)
+        result = evaluate(pruned, self.scoring[: task.scoring], self.objective)
         clock.lap("scoring")
         score, loss = result.accuracy, result.loss
         if not math.isfinite(loss):  # Outputs that are no numbers name no class.

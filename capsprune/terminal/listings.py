@@ -64,9 +64,9 @@ def print_sweep(
         show_table(table)
     broken = [(run, reason) for run, reason in failed.items() if not reason.startswith("not begun")]
     if broken:
-        others = len(failed) - len(broken)
-        if others:
-            broken.append((f"{others} more", "not begun, as they build on these"))
+        more = len(failed) - len(broken)
+        if more:
+            broken.append((f"{more} more", "not begun, as they build on these"))
         show_pairs("Not finished", broken)
     print(f"Its runs lie in {where}; 'capsprune report {name}' shows them.")
 

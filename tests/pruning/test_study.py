@@ -149,7 +149,7 @@ def candidate(index=0, score=0.5, loss=1.0, **fields):
 
 def test_a_candidate_comes_back_as_it_was(tmp_path):
     kept = [
-        candidate(0, 1 / 3, 0.123456789012345, seconds={"surgery": 0.25}),
+        candidate(0, 1 / 3, 0.123456789012345, seconds={"pruning": 0.25}),
         candidate(1, 0.0, 0.0, latency_ms=3.5, violation=0.75),
         candidate(2, 0.0, 2.0, latency_ms=1.5),
     ]
@@ -262,3 +262,8 @@ def test_signs_of_life_are_given(tmp_path, monkeypatch):
                 break
             time.sleep(0.05)
         assert heartbeat()[0] != old
+
+
+def test_the_seconds_of_an_older_candidate_are_read():
+    record = {**candidate(0, 0.5).to_dict(), "seconds": {"surgery": 0.25, "scoring": 1.0}}
+    assert Candidate.from_dict(record).seconds == {"pruning": 0.25, "scoring": 1.0}
