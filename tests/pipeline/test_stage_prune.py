@@ -8,7 +8,7 @@ from toy_pipeline import MADE
 
 from capsprune.checkpoint import load_checkpoint
 from capsprune.errors import CapspruneError, Interrupted, RunError
-from capsprune.pipeline import searching
+from capsprune.runtime.latency import LatencyMeter
 
 PRUNE = MADE["prune"]
 
@@ -124,13 +124,13 @@ def test_a_shared_database_and_halving_find_the_best(finished):
 
 
 def test_a_latency_is_measured_and_met(finished, monkeypatch):
-    """Milliseconds that are the channels of all layers."""
+    """Milliseconds that are the channels of all layers of the trunk."""
 
-    def channels(network, *_):
-        layers = (m for m in network.modules() if isinstance(m, torch.nn.Conv2d))
+    def channels(meter, network):
+        layers = (m for m in network.trunk.modules() if isinstance(m, torch.nn.Conv2d))
         return float(sum(layer.out_channels for layer in layers))
 
-    monkeypatch.setattr(searching, "_latency", channels)
+    monkeypatch.setattr(LatencyMeter, "__call__", channels)
     summary = finished.do("prune", **PRUNE, latency=30, overwrite=True).to_dict()
     assert summary["latency_ms"] <= 30
     assert "30 ms allow about" in finished.said
