@@ -253,3 +253,23 @@ class AnalysisSummary(StageSummary):
     agreement_true: _ByIteration
     agreement_other: _ByIteration
     robustness: Annotated[list[DistortedSummary], Field(max_length=_MAX_DISTORTED)]
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """What it found, by key; of what it has by iteration of the routing, the last."""
+        return {
+            key: float(value) for key in _FOUND if (value := _last(getattr(self, key))) is not None
+        }
+
+
+#: Keys of an analysis that are figures of the network.
+_FOUND = (
+    *("bottleneck_entropy", "active_share", "coupling_entropy", "agreement_true"),
+    *("agreement_other", "primary_length", "never_active_share"),
+)
+
+
+def _last(value: Any) -> Any:
+    if isinstance(value, list):
+        return value[-1] if value else None
+    return value

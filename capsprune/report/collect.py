@@ -18,10 +18,19 @@ from capsprune.report.reading import (
     Described,
     Epoch,
     SweepProfile,
-    read_object,
     read_rows,
 )
-from capsprune.report.results import Backbone, Cell, Head, Latency, Results, Row, Search, grouped
+from capsprune.report.results import (
+    Backbone,
+    Cell,
+    Head,
+    Latency,
+    OfRun,
+    Results,
+    Row,
+    Search,
+    grouped,
+)
 from capsprune.run import Run, read_run
 from capsprune.stages import STAGES
 from capsprune.summaries import (
@@ -41,12 +50,6 @@ _FIGURES = (
     *("trunk_macs", "head_macs", "forward_macs", "training_flops", "parameters", "flops_ratio"),
 )
 
-#: Figures of an analysis that a cell has too; of those by routing iteration, the last.
-_ANALYSED = (
-    *("bottleneck_entropy", "active_share", "coupling_entropy", "agreement_true"),
-    *("agreement_other", "primary_length", "never_active_share"),
-)
-
 #: What `profile` measures in one run: name of the variant, whether it is pruned, its head.
 _RUN_VARIANTS: dict[str, tuple[bool, Head]] = {
     "unpruned, linear": (False, "linear"),
@@ -62,7 +65,7 @@ _CELL = ("caps", "linear", "onnx", "analysis")
 _TRAINED = ("epochs", "image_size", "classes", "images")
 #: Characters of a name that a table or a legend has room for.
 _LONGEST = 80
-_Sourced = TypeVar("_Sourced", Cell, Backbone, Search)
+_OfRun = TypeVar("_OfRun", bound=OfRun)
 
 
 def collect(sources: Sequence[tuple[Path, str]]) -> Results:
@@ -93,16 +96,8 @@ def collect(sources: Sequence[tuple[Path, str]]) -> Results:
     return Results(
         title=", ".join(name for _, name in sources),
         rows=rows,
-        backbones=_told_apart(
-            reader.backbones.values(),
-            lambda one: (one.data, one.backbone, one.stage, one.pruned),
-            lambda one: _trained(one.values),
-        ),
-        searches=_told_apart(
-            reader.searches.values(),
-            lambda one: (one.data, one.backbone, one.pruned),
-            lambda one: (),
-        ),
+        backbones=_told_apart(reader.backbones.values()),
+        searches=_told_apart(reader.searches.values()),
         latencies=tuple(reader.latencies),
         analyses=reader.analyses,
         missing=reader.missing,
@@ -215,77 +210,62 @@ class _Reader:
         """
         usable = _usable(run, lambda stage, reason: self.miss(name, f"left out: {reason}"))
         pruned = _pruned_of(run) if asked is None else asked
+        own = {"run": name, "seed": run.seed, "source": source}
         for backbone in _BACKBONES:
             if backbone in usable:
-                self._read_backbone(run, name, backbone, pruned, source)
+                self._read_backbone(run, backbone, pruned if backbone == "pruned" else 0, own)
         if "baseline" in usable:
             record = run.stages["baseline"]
             self.weights.add(_name(record.summary_as(NetworkSummary).weights or "unknown"))
             self.parts.add(record.options.get("part") or 1.0)
-        for head in _HEADS:
-            if head in usable:
-                self._read_cell(run, name, head, pruned, source)
-        own = {(name, "capsules")}
+        for stage, head in _HEADS.items():
+            if stage in usable:
+                self._read_cell(run, stage, head, pruned, own)
+        cells = {(name, "capsules")}
         if "analysis" in usable:
-            self.analyses[name] = run.stages["analysis"].summary_as(AnalysisSummary).to_dict()
-            self._add(own, _analysed(self.analyses[name]))
+            analysis = run.stages["analysis"].summary_as(AnalysisSummary)
+            self.analyses[name] = analysis.to_dict()
+            self._add(cells, analysis.figures)
         if "onnx" in usable:
-            self._add(own, {"file_bytes": run.stages["onnx"].summary_as(ExportSummary).bytes})
+            self._add(cells, {"file_bytes": run.stages["onnx"].summary_as(ExportSummary).bytes})
 
     def _read_backbone(
-        self, run: Run, name: str, stage: Literal["baseline", "pruned"], pruned: int, source: str
+        self, run: Run, stage: Literal["baseline", "pruned"], pruned: int, own: Mapping[str, Any]
     ) -> None:
-        record = run.stages[stage]
+        record, name = run.stages[stage], own["run"]
         if record.id in self.backbones:
             return
         summary = record.summary_as(NetworkSummary)
-        self.backbones[record.id] = backbone = Backbone(
-            run=name,
-            data=_name(summary.data),
-            backbone=_name(summary.model),
-            pruned=pruned if stage == "pruned" else 0,
-            stage=stage,
-            seed=run.seed,
-            values=_figures(summary),
-            epochs=self._read(read_rows, run.path(stage) / "metrics.jsonl", Epoch, name),
-            source=source,
+        shared = {**own, **_about(summary), "pruned": pruned}
+        epochs = self._read(run.path(stage) / "metrics.jsonl", Epoch, name)
+        self.backbones[record.id] = Backbone(
+            **shared, stage=stage, values=_figures(summary), epochs=epochs
         )
-        candidates = self._read(read_rows, run.path(stage) / "candidates.jsonl", Candidate, name)
+        candidates = self._read(run.path(stage) / "candidates.jsonl", Candidate, name)
         if candidates:
             self.searches[record.id] = Search(
-                run=name,
-                data=backbone.data,
-                backbone=backbone.backbone,
-                pruned=backbone.pruned,
-                seed=run.seed,
-                candidates=candidates,
-                best=summary.best_candidate,
-                source=source,
+                **shared, candidates=candidates, best=summary.best_candidate
             )
 
     def _read_cell(
-        self, run: Run, name: str, stage: Literal["caps", "linear"], pruned: int, source: str
+        self, run: Run, stage: str, head: Head, pruned: int, own: Mapping[str, Any]
     ) -> None:
         summary = run.stages[stage].summary_as(HeadSummary)
-        described = self._read(read_object, run.path(stage) / "architecture.json", Described, name)
-        shape = {}
-        if described:
+        values, folder = _figures(summary), run.path(stage)
+        for described in self._read(folder / "architecture.json", Described, own["run"], True):
             data = described["data"]
-            shape = {"image_size": data["image_size"], "classes": len(data["class_names"])}
+            values |= {"image_size": data["image_size"], "classes": len(data["class_names"])}
         self.cells.append(
             Cell(
-                run=name,
-                data=_name(summary.data),
-                backbone=_name(summary.model),
+                **own,
+                **_about(summary),
                 pruned=pruned,
                 trunk="frozen" if summary.frozen else "finetuned",
-                head=_HEADS[stage],
-                seed=run.seed,
-                values=_figures(summary) | shape,
+                head=head,
+                values=values,
                 memory_meter=summary.memory_meter,
                 energy_meter=summary.energy_meter,
-                epochs=self._read(read_rows, run.path(stage) / "metrics.jsonl", Epoch, name),
-                source=source,
+                epochs=self._read(folder / "metrics.jsonl", Epoch, own["run"]),
             )
         )
 
@@ -299,10 +279,10 @@ class _Reader:
             if label not in profile.variants or (pruned == 0 and label == "unpruned, capsules"):
                 continue
             level = pruned if is_pruned else 0
-            own = {(name, head)} if level == pruned else set()
-            variant = {"backbone": _name(caps.model), "pruned": level, "head": head,
-                       "file_bytes": profile.variants[label].file_bytes}  # fmt: skip
-            self._add_latencies(profile.measurements, label, variant, _name(caps.data), name, own)
+            cells = {(name, head)} if level == pruned else set()
+            shared = {**_about(caps), "pruned": level, "head": head, "source": name}
+            size = profile.variants[label].file_bytes
+            self._add_latencies(profile.measurements, label, shared, size, cells)
 
     def _read_sweep_profile(self, path: Path, runs: Mapping[str, Run], prefix: str) -> None:
         """Read the latencies of a sweep's networks.
@@ -311,10 +291,10 @@ class _Reader:
         their weights alone.
         """
         source = path.parent.name
-        profile = self._read(read_object, path, SweepProfile, source)
-        if profile is None:
+        if not path.exists():
             self.miss(source, "its networks were not profiled")
-        for label, variant in profile["variants"].items() if profile else ():
+        profiles = self._read(path, SweepProfile, source, True)
+        for label, variant in profiles[0]["variants"].items() if profiles else ():
             run = runs.get(variant["run"])
             if run is None or "pruned" not in run.stages:
                 continue
@@ -325,41 +305,37 @@ class _Reader:
                 if "pruned" in other.stages and other.stages["pruned"].id == backbone.id
             }
             data = _name(backbone.summary_as(NetworkSummary).data)
-            self._add_latencies(profile["measurements"], label, variant, data, source, same)
+            shared = {key: variant[key] for key in ("backbone", "pruned", "head")}
+            shared |= {"data": data, "source": source}
+            size = variant["file_bytes"]
+            self._add_latencies(profiles[0]["measurements"], label, shared, size, same)
 
     def _add_latencies(
         self,
         measurements: Iterable[MeasurementSummary],
         label: str,
-        variant: Mapping[str, Any],
-        data: str,
-        source: str,
+        shared: Mapping[str, Any],
+        file_bytes: int,
         cells: Collection[tuple[str, str]],
     ) -> None:
         """Read the latencies of a profile's variant, which are those of some cells too."""
-        backbone, pruned, head = variant["backbone"], variant["pruned"], variant["head"]
         measured = [
             Latency(
-                label=f"{backbone}, {pruned} % pruned, {head}",
-                backbone=backbone,
-                pruned=pruned,
-                head=head,
+                **shared,
                 batch=row.batch,
                 provider=row.provider,
                 latency_ms=row.latency_ms,
                 p25_ms=row.latency_ms_p25,
                 p75_ms=row.latency_ms_p75,
                 routing_share=row.routing_share,
-                data=data,
                 routing_kernel=row.routing_kernel,
-                source=source,
             )
             for row in measurements
             if row.variant == label
         ]
         self.latencies += measured
         by_batch = {f"latency_ms_batch_{row.batch}": row.latency_ms for row in measured}
-        self._add(cells, by_batch | {"file_bytes": variant["file_bytes"]})
+        self._add(cells, by_batch | {"file_bytes": file_bytes})
 
     def _add(self, cells: Collection[tuple[str, str]], values: Mapping[str, float]) -> None:
         """Add figures to cells, of which are given run and head; what they have already stays."""
@@ -370,10 +346,10 @@ class _Reader:
             for cell in self.cells
         ]
 
-    def _read(self, read: Callable[[Path, Any], Any], path: Path, kind: Any, run: str) -> Any:
+    def _read(self, path: Path, kind: Any, run: str, whole: bool = False) -> tuple[Any, ...]:
         """Read a file, or note that it is damaged; then there is nothing in it."""
         try:
-            return read(path, kind)
+            return read_rows(path, kind, whole=whole)
         except DamagedFileError as error:
             self.files[str(path)] = error.reason
             self.miss(run, str(error))
@@ -393,11 +369,8 @@ def _usable(run: Run, left_out: Callable[[str, str], None] = lambda *_: None) ->
     return usable
 
 
-def _analysed(analysis: Mapping[str, Any]) -> dict[str, float]:
-    """Return what an analysis found; of what it has by iteration, the last."""
-    found = {key: analysis.get(key) for key in _ANALYSED}
-    last = {key: v[-1] if v else None for key, v in found.items() if isinstance(v, list)}
-    return {key: float(value) for key, value in (found | last).items() if value is not None}
+def _about(summary: NetworkSummary) -> dict[str, Any]:
+    return {"data": _name(summary.data), "backbone": _name(summary.model)}
 
 
 def _figures(summary: NetworkSummary) -> dict[str, float]:
@@ -417,45 +390,37 @@ def _rows(cells: Iterable[Cell]) -> tuple[Row, ...]:
     Those of different sweeps stay apart. Runs of their own are together where they have different
     seeds and were trained as long.
     """
-    apart = _told_apart(
-        cells,
-        lambda cell: (cell.head, cell.data, cell.backbone, cell.trunk, cell.pruned),
-        lambda cell: _trained(cell.values),
-    )
-    groups = grouped(apart, lambda c: (c.head, c.data, c.backbone, c.source, c.trunk, c.pruned))
+    groups = grouped(_told_apart(cells), lambda cell: cell.configuration)
     return tuple(
-        Row(data, backbone, pruned, trunk, head, tuple(sorted(group, key=lambda c: c.seed)), source)
-        for (head, data, backbone, source, trunk, pruned), group in sorted(groups.items())
+        Row(
+            data=group[0].data,
+            backbone=group[0].backbone,
+            pruned=group[0].pruned,
+            trunk=group[0].trunk,
+            head=group[0].head,
+            cells=tuple(sorted(group, key=lambda cell: cell.seed)),
+            source=group[0].source,
+        )
+        for _, group in sorted(groups.items())
     )
 
 
-def _told_apart(
-    found: Iterable[_Sourced],
-    configuration: Callable[[_Sourced], tuple[Any, ...]],
-    trained: Callable[[_Sourced], tuple[Any, ...]],
-) -> tuple[_Sourced, ...]:
+def _told_apart(found: Iterable[_OfRun]) -> tuple[_OfRun, ...]:
     """Make each run of its own a source where such runs are not the seeds of one configuration.
 
-    Args:
-        found: of sweeps and of runs of their own, which have no source yet.
-        configuration: what those have in common that may be averaged.
-        trained: what they must have in common too, if they were trained alike.
+    They are where their seeds differ, and they were trained alike.
     """
     found = list(found)
-    groups = grouped((item for item in found if not item.source), configuration)
-    seeds = {
+    groups = grouped((item for item in found if not item.source), lambda item: item.configuration)
+    alike = {
         key: len({item.seed for item in group}) == len(group)
-        and len({trained(item) for item in group}) == 1
+        and len({tuple(map(item.values.get, _TRAINED)) for item in group}) == 1
         for key, group in groups.items()
     }
     return tuple(
-        item if item.source or seeds[configuration(item)] else replace(item, source=item.run)
+        item if item.source or alike[item.configuration] else replace(item, source=item.run)
         for item in found
     )
-
-
-def _trained(values: Mapping[str, float]) -> tuple[float | None, ...]:
-    return tuple(values.get(key) for key in _TRAINED)
 
 
 def _name(text: str) -> str:

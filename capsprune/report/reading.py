@@ -22,13 +22,15 @@ from capsprune.bounds import (
 from capsprune.files import parse_json, read_text
 from capsprune.summaries import Measurements
 
-_LATER_VERSIONS_TOO = ConfigDict(extra="allow", strict=True)
+
+class _Object(TypedDict):
+    """A JSON object, which may have the keys of later versions too."""
+
+    __pydantic_config__ = ConfigDict(extra="allow", strict=True)  # type: ignore[misc]
 
 
-class Epoch(TypedDict):
+class Epoch(_Object):
     """A row of metrics.jsonl."""
-
-    __pydantic_config__ = _LATER_VERSIONS_TOO  # type: ignore[misc]
 
     epoch: NotRequired[Annotated[int, Field(ge=0, le=MAX_EPOCHS)]]
     train_loss: NotRequired[Number | None]
@@ -36,10 +38,8 @@ class Epoch(TypedDict):
     validation_accuracy: NotRequired[Share | None]
 
 
-class Candidate(TypedDict):
+class Candidate(_Object):
     """A row of candidates.jsonl; one that broke a limit has no score."""
-
-    __pydantic_config__ = _LATER_VERSIONS_TOO  # type: ignore[misc]
 
     index: Annotated[int, Field(ge=0, le=MAX_CANDIDATES)]
     flops_ratio: Share
@@ -48,10 +48,8 @@ class Candidate(TypedDict):
     rung: NotRequired[Annotated[int, Field(ge=0, le=1000)]]
 
 
-class Variant(TypedDict):
+class Variant(_Object):
     """A network in a sweep's profile.json."""
-
-    __pydantic_config__ = _LATER_VERSIONS_TOO  # type: ignore[misc]
 
     run: Name
     backbone: Name
@@ -60,26 +58,20 @@ class Variant(TypedDict):
     file_bytes: Count
 
 
-class SweepProfile(TypedDict):
+class SweepProfile(_Object):
     """A sweep's profile.json."""
-
-    __pydantic_config__ = _LATER_VERSIONS_TOO  # type: ignore[misc]
 
     variants: Annotated[dict[Name, Variant], Field(max_length=10_000)]
     measurements: Measurements
 
 
-class _Data(TypedDict):
-    __pydantic_config__ = _LATER_VERSIONS_TOO  # type: ignore[misc]
-
+class _Data(_Object):
     image_size: ImageSize
     class_names: Annotated[list[str], Field(min_length=2, max_length=MAX_CLASSES)]
 
 
-class Described(TypedDict):
+class Described(_Object):
     """What a report takes from a checkpoint's architecture.json."""
-
-    __pydantic_config__ = _LATER_VERSIONS_TOO  # type: ignore[misc]
 
     data: _Data
 
@@ -93,49 +85,29 @@ class DamagedFileError(Exception):
         self.reason = reason
 
 
-def read_rows(path: Path, kind: Any) -> tuple[Any, ...]:
+def read_rows(path: Path, kind: Any, *, whole: bool = False) -> tuple[Any, ...]:
     """Read a file of one JSON object a line; nothing if there is none.
 
     Args:
         path: of the file.
-        kind: `Epoch` or `Candidate`.
+        kind: what each is: one of the above.
+        whole: there is one object, on however many lines.
 
     Raises:
-        DamagedFileError: if a line is none of this kind.
+        DamagedFileError: if one is not of this kind.
     """
     adapter = TypeAdapter(kind)
     found: list[Any] = []
     line = 0
     try:
-        for text in read_text(path).splitlines():
+        text = read_text(path)
+        for row in [text] if whole else text.splitlines():
             line += 1
-            if text.strip():
-                found.append(adapter.validate_python(parse_json(text)))
+            if whole or row.strip():
+                found.append(adapter.validate_python(parse_json(row)))
     except FileNotFoundError:
         return ()
     except (OSError, ValueError) as error:
-        raise _damaged(path, error, line) from error
+        where = f"line {line}: " if line and not whole else ""
+        raise DamagedFileError(path, f"{where}{what_is_wrong(error)}") from error
     return tuple(found)
-
-
-def read_object(path: Path, kind: Any) -> Any:
-    """Read a file of one JSON object; None if there is none.
-
-    Args:
-        path: of the file.
-        kind: `SweepProfile` or `Described`.
-
-    Raises:
-        DamagedFileError: if it is none of this kind.
-    """
-    try:
-        return TypeAdapter(kind).validate_python(parse_json(read_text(path)))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise _damaged(path, error) from error
-
-
-def _damaged(path: Path, error: OSError | ValueError, line: int = 0) -> DamagedFileError:
-    where = f"line {line}: " if line else ""
-    return DamagedFileError(path, f"{where}{what_is_wrong(error)}")

@@ -16,34 +16,53 @@ TRUNKS: tuple[Trunk, ...] = ("finetuned", "frozen")
 COMPARED: tuple[Head, ...] = ("capsules", "linear")
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One trained network with its head: a run's `caps` or `linear` stage, and what belongs to it.
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """Something on one backbone and one data set."""
 
-    A figure that was not measured is absent from `values`, never 0.
-    """
-
-    #: Name of the run.
-    run: str
     data: str
     backbone: str
     #: Per cent of the backbone's FLOPs that were removed: as the sweep asked, or rounded.
     pruned: int
-    trunk: Trunk
-    head: Head
+    #: Name of the sweep, or of the run where a report has several of the same configuration: what
+    #: was trained differently is not averaged. Empty for the runs of their own that may be.
+    source: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfRun(Result):
+    """A result of one run, which has one seed."""
+
+    #: Name of the run.
+    run: str
     seed: int
-    #: `accuracy`, `images` (of the test), `training_flops`, `forward_macs`, `trunk_macs`,
-    #: `parameters`, `file_bytes`, `epoch_seconds`, `peak_memory_mb`, `energy_joules`,
-    #: `bottleneck_channels`, `primary_capsules`, `latency_ms_batch_1` and `_32` where its network
-    #: was profiled, and what the analysis found: `bottleneck_entropy` and the like.
-    values: Mapping[str, float]
-    #: What measured memory and energy: "resident set", "NVML", "RAPL", or None.
-    memory_meter: str | None
-    energy_meter: str | None
+    #: A figure that was not measured is absent, never 0.
+    values: Mapping[str, float] = field(default_factory=dict)
     #: Epochs of its training: the rows of its checkpoint's metrics.jsonl.
     epochs: Sequence[Mapping[str, float]] = ()
-    #: Name of the sweep that the run belongs to; empty for a run of its own.
-    source: str = ""
+
+    @property
+    def configuration(self) -> tuple[Any, ...]:
+        """What it has in common with those that may be averaged with it; in the order of tables."""
+        told = ("head", "data", "backbone", "source", "trunk", "stage", "pruned")
+        return tuple(getattr(self, name, "") for name in told)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell(OfRun):
+    """One trained network with its head: a run's `caps` or `linear` stage, and what belongs to it.
+
+    Its `values`: `accuracy`, `images` (of the test), `training_flops`, `forward_macs`,
+    `trunk_macs`, `parameters`, `file_bytes`, `epoch_seconds`, `peak_memory_mb`, `energy_joules`,
+    `bottleneck_channels`, `primary_capsules`, `latency_ms_batch_1` and `_32` where its network was
+    profiled, and what the analysis found: `bottleneck_entropy` and the like.
+    """
+
+    trunk: Trunk
+    head: Head
+    #: What measured memory and energy: "resident set", "NVML", "RAPL", or None.
+    memory_meter: str | None = None
+    energy_meter: str | None = None
 
 
 @dataclass(frozen=True)
@@ -67,19 +86,13 @@ class Spread:
         return Spread(self.mean * factor, deviation, self.count)
 
 
-@dataclass(frozen=True)
-class Row:
+@dataclass(frozen=True, kw_only=True)
+class Row(Result):
     """A configuration over its seeds: one line of the table, one point of the figure."""
 
-    data: str
-    backbone: str
-    pruned: int
     trunk: Trunk
     head: Head
     cells: Sequence[Cell]
-    #: Which sweep, or run, where a report has several of the same configuration: what was trained
-    #: differently is not averaged.
-    source: str = ""
 
     def spread(self, value: str) -> Spread | None:
         """Give a figure over the seeds that have it, or None if none has."""
@@ -87,41 +100,25 @@ class Row:
         return Spread.of(found) if found else None
 
 
-@dataclass(frozen=True)
-class Backbone:
-    """A backbone with its own linear classifier: a run's `baseline` or `pruned` stage."""
+@dataclass(frozen=True, kw_only=True)
+class Backbone(OfRun):
+    """A backbone with its own linear classifier: a run's `baseline` or `pruned` stage.
 
-    run: str
-    data: str
-    backbone: str
-    #: As of a cell; 0 for a baseline.
-    pruned: int
+    Its `values`: `accuracy`, `accuracy_before_finetuning`, `flops_ratio`, `forward_macs`,
+    `parameters` and the like, as of a cell.
+    """
+
     stage: Literal["baseline", "pruned"]
-    seed: int
-    #: `accuracy`, `accuracy_before_finetuning`, `flops_ratio`, `forward_macs`, `parameters` and the
-    #: like, as of a cell.
-    values: Mapping[str, float]
-    #: Epochs of its training.
-    epochs: Sequence[Mapping[str, float]] = ()
-    #: As of a row.
-    source: str = ""
 
 
-@dataclass(frozen=True)
-class Search:
+@dataclass(frozen=True, kw_only=True)
+class Search(OfRun):
     """The candidates of one search: `pruned/candidates.jsonl`."""
 
-    run: str
-    data: str
-    backbone: str
-    pruned: int
-    seed: int
     #: Each has `flops_ratio`, `score`, `loss`, `index`, `rung` as `Candidate.to_dict` writes them.
     candidates: Sequence[Mapping[str, Any]]
     #: Index of the one that was chosen.
     best: int | None
-    #: As of a row.
-    source: str = ""
 
     @property
     def scored(self) -> list[Mapping[str, Any]]:
@@ -136,14 +133,13 @@ class Search:
         return list(last.values())
 
 
-@dataclass(frozen=True)
-class Latency:
-    """One network at one batch size in ONNX Runtime: a row of a profile's `measurements`."""
+@dataclass(frozen=True, kw_only=True)
+class Latency(Result):
+    """One network at one batch size in ONNX Runtime: a row of a profile's `measurements`.
 
-    #: What was measured, e.g. "mobilenet_v1, 50 % pruned, capsules".
-    label: str
-    backbone: str
-    pruned: int
+    Its data set is the one whose class count and image size it has, its source what was profiled.
+    """
+
     head: Head
     batch: int
     provider: str
@@ -152,12 +148,13 @@ class Latency:
     p75_ms: float
     #: Part of the time spent in the routing, 0 to 1; None where it cannot be told.
     routing_share: float | None
-    #: Whose class count and image size it has.
-    data: str = ""
     #: "native", "portable", or None for a network without routing.
     routing_kernel: str | None = None
-    #: The sweep or run that was profiled.
-    source: str = ""
+
+    @property
+    def label(self) -> str:
+        """What was measured, e.g. "mobilenet_v1, 50 % pruned, capsules"."""
+        return f"{self.backbone}, {self.pruned} % pruned, {self.head}"
 
 
 def grouped(items: Iterable[Item], by: Callable[[Item], Any]) -> dict[Any, list[Item]]:
@@ -214,28 +211,25 @@ class Results:
     #: What a reader must know of how it was measured, one sentence each.
     notes: Sequence[str] = ()
 
-    def source_of(self, one: Row | Backbone | Search | Latency) -> str:
-        """Name the source of one thing, where there are several of such on its data and backbone.
+    def source_of(self, result: Result) -> str:
+        """Name the source of a result, where there are several of its kind on data and backbone.
 
         Empty where there is one, or where it is a run of its own.
         """
-        kinds: dict[type, Sequence[Row | Backbone | Search | Latency]] = {
-            Row: self.rows,
-            Backbone: self.backbones,
-            Search: self.searches,
-            Latency: self.latencies,
-        }
+        kinds = (self.rows, self.backbones, self.searches, self.latencies)
         sources = {
             other.source
-            for other in kinds[type(one)]
-            if (other.data, other.backbone) == (one.data, one.backbone)
+            for kind in kinds
+            for other in kind
+            if (type(other), other.data, other.backbone)
+            == (type(result), result.data, result.backbone)
         }
-        return one.source if len(sources) > 1 else ""
+        return result.source if len(sources) > 1 else ""
 
-    def where(self, one: Row | Backbone | Search | Latency) -> str:
-        """Say what one thing is about: backbone and data set, and `source_of` it.
+    def where(self, result: Result) -> str:
+        """Say what a result is about: backbone and data set, and `source_of` it.
 
         Those of which this is the same may be compared, and drawn on one line.
         """
-        source = self.source_of(one)
-        return f"{one.backbone} on {one.data}" + (f" ({source})" if source else "")
+        source = self.source_of(result)
+        return f"{result.backbone} on {result.data}" + (f" ({source})" if source else "")

@@ -43,7 +43,18 @@ def make_cell(data, backbone, pruned, trunk, head, seed, rng):
     ]
     run = f"{data}-{backbone}-{pruned}-{trunk}-{seed}"
     meter = "resident set" if "peak_memory_mb" in values else None
-    return Cell(run, data, backbone, pruned, trunk, head, seed, values, meter, None, epochs)
+    return Cell(
+        run=run,
+        data=data,
+        backbone=backbone,
+        pruned=pruned,
+        trunk=trunk,
+        head=head,
+        seed=seed,
+        values=values,
+        memory_meter=meter,
+        epochs=epochs,
+    )
 
 
 def make_search(data, backbone, pruned, seed, rng):
@@ -60,7 +71,15 @@ def make_search(data, backbone, pruned, seed, rng):
     ]
     candidates += [{"index": 40 + i, "rung": 0, "flops_ratio": 0.9} for i in range(2)]
     best = max(candidates[:40], key=lambda candidate: candidate["score"])["index"]
-    return Search(f"{backbone}-{pruned}-{seed}", data, backbone, pruned, seed, candidates, best)
+    return Search(
+        run=f"{backbone}-{pruned}-{seed}",
+        data=data,
+        backbone=backbone,
+        pruned=pruned,
+        seed=seed,
+        candidates=candidates,
+        best=best,
+    )
 
 
 def make_analysis(cell, rng):
@@ -105,12 +124,12 @@ def make_results(data_sets=("cifar10",)):
     rng = random.Random(0)
     rows = [
         Row(
-            data,
-            backbone,
-            pruned,
-            trunk,
-            head,
-            [make_cell(data, backbone, pruned, trunk, head, seed, rng) for seed in SEEDS],
+            data=data,
+            backbone=backbone,
+            pruned=pruned,
+            trunk=trunk,
+            head=head,
+            cells=[make_cell(data, backbone, pruned, trunk, head, seed, rng) for seed in SEEDS],
         )
         for data in data_sets
         for head in ("capsules", "linear")
@@ -121,12 +140,12 @@ def make_results(data_sets=("cifar10",)):
     cells = [cell for row in rows if row.head == "capsules" for cell in row.cells]
     latencies = [
         Latency(
-            f"{backbone}, {pruned} % pruned, {head}",
-            backbone,
-            pruned,
-            head,
-            batch,
-            "cpu",
+            data="",
+            backbone=backbone,
+            pruned=pruned,
+            head=head,
+            batch=batch,
+            provider="cpu",
             latency_ms=(ms := (2 + 20 * macs * (1 - pruned / 100)) * batch**0.9),
             p25_ms=ms * 0.97,
             p75_ms=ms * 1.08,

@@ -160,7 +160,7 @@ def test_hostile_names_stay_text(tmp_path):
         HOSTILE,
         [replace(results.rows[0], data=HOSTILE, backbone=HOSTILE, cells=cells)],
         searches=[replace(results.searches[0], data=HOSTILE, backbone=HOSTILE, run=HOSTILE)],
-        latencies=[replace(results.latencies[0], label=HOSTILE, provider=HOSTILE)],
+        latencies=[replace(results.latencies[0], backbone=HOSTILE, provider=HOSTILE)],
         analyses=results.analyses,
         missing={HOSTILE: HOSTILE},
         notes=[HOSTILE],
