@@ -6,6 +6,7 @@ that nobody has. The same quantity has the same bound wherever it is read.
 
 from __future__ import annotations
 
+import hashlib
 import reprlib
 from pathlib import Path
 from typing import Annotated, Any
@@ -129,6 +130,13 @@ def cut(text: str, length: int = 120) -> str:
         return text
     head = (length - 1) // 2
     return f"{text[:head]}…{text[-(length - 1 - head) :]}"
+
+
+def cut_apart(text: str, length: int) -> str:
+    """Shorten a text as `cut` does; it stays another than every other that is shortened."""
+    if len(text) <= length:
+        return text
+    return f"{cut(text, length)} ({hashlib.sha256(text.encode()).hexdigest()[:8]})"
 
 
 def what_is_wrong(error: Exception) -> str:

@@ -101,6 +101,16 @@ class Run:
             raise RunError(f"{self.path(stage)} is gone; run '{self._command(stage)} --overwrite'.")
         return self.stages[stage]
 
+    def unusable(self, needed_by: str) -> dict[StageName, str]:
+        """Say of each stage whose results are gone or out of date what is wrong with them."""
+        found = {}
+        for stage in self.stages:
+            try:
+                self.require(stage, needed_by)
+            except RunError as error:
+                found[stage] = str(error)
+        return found
+
     def kept_beside(self, stage: StageName) -> list[StageName]:
         """The finished stages that stay valid when a stage is made anew: those not made from it."""
         return kept_beside(stage, self.stages)

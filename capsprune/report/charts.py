@@ -38,6 +38,8 @@ SCALE = 2
 #: What a panel needs beside its width for the labels of its axis, in px.
 _BESIDE = 48
 
+#: What goes upwards, which the heading says.
+_UP = alt.Y("y:Q", title=None, scale=alt.Scale(zero=False), axis=alt.Axis(tickCount=5))
 #: A click on a legend leaves what it is about in full colour, one beside it all.
 _SHOWN = alt.selection_point(name="shown", fields=["series"], bind="legend")
 
@@ -110,13 +112,10 @@ def pictures(figure: Figure) -> dict[str, bytes]:
     return {"png": png.getvalue(), "svg": svg.encode()}
 
 
-_GLOBALS = "window.vegaEmbed = vegaEmbed;"
-
-
 @cache
 def library() -> str:
     """Return the script that draws charts on a page, for a page that loads nothing."""
-    return str(vl_convert.javascript_bundle(_GLOBALS))
+    return str(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;"))
 
 
 def theme(mode: Mode) -> dict[str, Any]:
@@ -197,7 +196,6 @@ def curves(
         joining: lines join markers of different colours, and have none.
         height: of the panel, in px.
     """
-    y = alt.Y("y:Q", title=None, scale=alt.Scale(zero=False), axis=alt.Axis(tickCount=5))
     colour = {"color": encodings["color"]}
     layers: list[Any] = []
     if any("low" in record for record in records):
@@ -211,12 +209,12 @@ def curves(
     layers.append(
         alt.Chart()
         .mark_line(strokeWidth=1.7, style="joining" if joining else alt.Undefined)
-        .encode(x=x, y=y, detail="key:N", order="order:Q", opacity=_faded(1), **lines)
+        .encode(x=x, y=_UP, detail="key:N", order="order:Q", opacity=_faded(1), **lines)
     )
     markers = {name: value for name, value in encodings.items() if name != "strokeDash"}
     for style, chosen in (("hollow", "datum.hollow"), ("solid", "!datum.hollow")):
         if style == "solid" or any(record.get("hollow") for record in records):
-            layers.append(_points(records, style, chosen, x, y, size, markers))
+            layers.append(_points(records, style, chosen, x, size, markers))
     return _panel(layers, heading, height, records)
 
 
@@ -227,10 +225,9 @@ def points(
     right = alt.X(
         "x:Q", title=x, scale=alt.Scale(zero=False, padding=12), axis=alt.Axis(tickCount=5)
     )
-    up = alt.Y("y:Q", title=None, scale=alt.Scale(zero=False), axis=alt.Axis(tickCount=5))
     layers = [
-        _points(records, "solid", "!datum.chosen", right, up, 45, encodings, 0.7),
-        _points(records, "chosen", "datum.chosen", right, up, 170, encodings),
+        _points(records, "solid", "!datum.chosen", right, 45, encodings, 0.7),
+        _points(records, "chosen", "datum.chosen", right, 170, encodings),
     ]
     return _panel(layers, heading, 200, records)
 
@@ -240,7 +237,6 @@ def _points(
     style: str,
     chosen: str,
     x: alt.X,
-    y: alt.Y,
     size: alt.Size | int,
     encodings: Mapping[str, Any],
     opacity: float = 1,
@@ -253,7 +249,7 @@ def _points(
         .add_params(_SHOWN)
         .transform_filter(chosen)
         .mark_point(**mark)
-        .encode(x=x, y=y, **own)
+        .encode(x=x, y=_UP, **own)
     )
 
 
@@ -294,7 +290,14 @@ def bars(
 def _panel(
     layers: Sequence[alt.Chart], heading: alt.TitleParams, height: int, records: Sequence[Record]
 ) -> Panel:
-    panel: Any = alt.layer(*layers, title=heading, height=height, data=_data(records))
+    """Lay marks over one another, with the records as their data, to six digits."""
+    json.dumps(records, allow_nan=False)  # NaN, which is no JSON, is refused
+    values = [
+        {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in record.items()}
+        for record in records
+    ]
+    data = alt.InlineData(values=values)
+    panel: Any = alt.layer(*layers, title=heading, height=height, data=data)
     return panel
 
 
@@ -309,14 +312,3 @@ def _tooltip(records: Sequence[Record]) -> list[alt.Tooltip]:
         for name in names:
             record.setdefault(name, "not available")
     return [alt.Tooltip(f"{name}:N", title=name) for name in ("title", *names)]
-
-
-def _data(records: Sequence[Record]) -> alt.InlineData:
-    """Return records as a chart's own data, to six digits; NaN, which is no JSON, is refused."""
-    json.dumps(records, allow_nan=False)
-    return alt.InlineData(
-        values=[
-            {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in record.items()}
-            for record in records
-        ]
-    )

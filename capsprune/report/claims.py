@@ -28,17 +28,7 @@ from dataclasses import asdict, dataclass, replace
 from statistics import fmean
 from typing import Any, Literal
 
-from capsprune.report.results import (
-    COMPARED,
-    TRUNKS,
-    Cell,
-    Head,
-    Results,
-    Row,
-    Spread,
-    Trunk,
-    grouped,
-)
+from capsprune.report.results import COMPARED, TRUNKS, Cell, Results, Row, Spread, grouped
 
 Verdict = Literal["holds", "holds in part", "does not hold", "undecided", "cannot be told"]
 
@@ -80,6 +70,10 @@ class _Quantity:
     #: A size that is counted rather than measured.
     exact: bool = False
 
+    def write(self, value: float, sign: str = "") -> str:
+        """Write a value without the unit."""
+        return f"{value * self.scale:{sign}.{self.digits}f}"
+
 
 _ACCURACY = _Quantity("accuracy", 100, 1, "%")
 _CAPSULES = _Quantity("primary_capsules", 1, 0, "capsules", exact=True)
@@ -105,9 +99,8 @@ class _Pairing:
 class _Comparison:
     """A quantity in two configurations, over the seeds that both have."""
 
-    what: str
     verdict: Verdict
-    #: The two figures and their difference, in words.
+    #: What is compared, the two figures and their difference.
     words: str
 
 
@@ -140,18 +133,20 @@ class _Rows:
     """The rows of one data set, backbone and source."""
 
     def __init__(self, rows: Iterable[Row]) -> None:
-        self._rows = {(row.trunk, row.pruned, row.head): row for row in rows}
+        self._rows: dict[tuple[str, int, str], Row] = {
+            (row.trunk, row.pruned, row.head): row for row in rows
+        }
 
     @property
-    def trunks(self) -> list[Trunk]:
+    def trunks(self) -> list[str]:
         """Kinds of trunk that capsule rows have, the finetuned ones first."""
         return [trunk for trunk in TRUNKS if self.levels(trunk)]
 
-    def levels(self, trunk: Trunk) -> list[int]:
+    def levels(self, trunk: str) -> list[int]:
         """Pruned levels of capsule rows, the least first."""
         return sorted(p for t, p, head in self._rows if (t, head) == (trunk, "capsules"))
 
-    def get(self, trunk: Trunk, pruned: int, head: Head = "capsules") -> Row | None:
+    def get(self, trunk: str, pruned: int, head: str = "capsules") -> Row | None:
         return self._rows.get((trunk, pruned, head))
 
     def trunks_compared(self) -> list[_Pairing]:
@@ -161,9 +156,7 @@ class _Rows:
             for pruned in self.levels("finetuned")
         ]  # fmt: skip
 
-    def with_unpruned(
-        self, trunks: Sequence[Trunk], levels: range = range(1, 100)
-    ) -> list[_Pairing]:
+    def with_unpruned(self, trunks: Sequence[str], levels: range = range(1, 100)) -> list[_Pairing]:
         """Pair each pruned level with the unpruned network of the same trunk."""
         return [
             _Pairing(f"{trunk}, {pruned} % pruned" if len(trunks) > 1 else f"{pruned} % pruned",
@@ -192,13 +185,8 @@ class _Rows:
     def meters(self) -> str:
         """What measured the memory."""
         names = {"resident set": "resident set on a CPU", "NVML": "GPU memory by NVML"}
-        meters = {
-            cell.memory_meter
-            for row in self._rows.values()
-            if row.head == "capsules"
-            for cell in row.cells
-            if cell.memory_meter is not None
-        }
+        cells = [c for row in self._rows.values() if row.head == "capsules" for c in row.cells]
+        meters = {cell.memory_meter for cell in cells if cell.memory_meter is not None}
         return " or ".join(sorted(names.get(meter, meter) for meter in meters)) or "not measured"
 
 
@@ -268,10 +256,7 @@ def _judge(statement: str, needs: str, comparisons: Sequence[_Comparison]) -> Cl
         verdict = "holds" if len(verdicts) == 1 else "holds in part"
     elif verdicts["does not hold"]:
         verdict = "does not hold"
-    parts = []
-    for comparison in comparisons:
-        tail = "" if comparison.verdict == verdict else f" ({comparison.verdict})"
-        parts.append(f"{comparison.what}: {comparison.words}{tail}")
+    parts = [c.words + ("" if c.verdict == verdict else f" ({c.verdict})") for c in comparisons]
     # How several comparisons came out, where they did not all come out alike.
     counts = ", ".join(f"{verdicts[v]} {text}" for v, text in _COUNTED.items() if verdicts[v])
     counted = f"{len(comparisons)} comparisons: {counts}. " if len(verdicts) > 1 else ""
@@ -376,31 +361,18 @@ def _decide(
     elif quantity.exact and spread.mean == 0:
         verdict = "does not hold"
     first = fmean(pair.first for pair in pairs)
-    words = _in_words(quantity, pairing, first, second, spread, error)
-    return _Comparison(pairing.what, verdict, words)
-
-
-def _in_words(
-    quantity: _Quantity,
-    pairing: _Pairing,
-    first: float,
-    second: float,
-    difference: Spread,
-    error: float | None,
-) -> str:
-    def write(value: float, sign: str = "") -> str:
-        return f"{value * quantity.scale:{sign}.{quantity.digits}f}"
-
     unit = f" {quantity.unit}" if quantity.unit else ""
     name = f"{pairing.first_name} " if pairing.first_name else ""
-    seeds = f"{difference.count} seed{'s' if difference.count > 1 else ''}"
+    seeds = f"{spread.count} seed{'s' if spread.count > 1 else ''}"
     if error is None:
         margin = ", error unknown"
     else:
-        margin = "" if quantity.exact and error == 0 else f" ± {write(error)}"
+        margin = "" if quantity.exact and error == 0 else f" ± {quantity.write(error)}"
     # The difference of two percentages is in points.
     points = " points" if quantity.unit in ("%", "points") else ""
-    return (
-        f"{name}{write(first)}{unit} against {write(second)}{unit} {pairing.second_name}, "
-        f"difference {write(difference.mean, '+')}{margin}{points} ({seeds})"
+    words = (
+        f"{pairing.what}: {name}{quantity.write(first)}{unit} against "
+        f"{quantity.write(second)}{unit} {pairing.second_name}, "
+        f"difference {quantity.write(spread.mean, '+')}{margin}{points} ({seeds})"
     )
+    return _Comparison(verdict, words)

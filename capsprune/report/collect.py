@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
-from capsprune.bounds import cut
+from capsprune.bounds import cut, cut_apart
 from capsprune.errors import RunError
 from capsprune.records import DamagedRun
 from capsprune.report.notes import notes_on
@@ -20,17 +19,7 @@ from capsprune.report.reading import (
     SweepProfile,
     read_rows,
 )
-from capsprune.report.results import (
-    Backbone,
-    Cell,
-    Head,
-    Latency,
-    OfRun,
-    Results,
-    Row,
-    Search,
-    grouped,
-)
+from capsprune.report.results import Backbone, Cell, Latency, OfRun, Results, Row, Search, grouped
 from capsprune.run import Run, read_run
 from capsprune.stages import STAGES
 from capsprune.summaries import (
@@ -50,17 +39,17 @@ _FIGURES = (
     *("trunk_macs", "head_macs", "forward_macs", "training_flops", "parameters", "flops_ratio"),
 )
 
-#: What `profile` measures in one run: name of the variant, whether it is pruned, its head.
-_RUN_VARIANTS: dict[str, tuple[bool, Head]] = {
-    "unpruned, linear": (False, "linear"),
-    "unpruned, capsules": (False, "capsules"),
-    "pruned, capsules": (True, "capsules"),
-}
-
-_BACKBONES: tuple[Literal["baseline"], Literal["pruned"]] = ("baseline", "pruned")
-_HEADS: dict[Literal["caps", "linear"], Head] = {"caps": "capsules", "linear": "linear"}
+#: What `profile` measures in one run.
+_RUN_VARIANTS = ("unpruned, linear", "unpruned, capsules", "pruned, capsules")
+_BACKBONES = ("baseline", "pruned")
+#: What the heads of stages are called in tables and legends.
+_HEADS = {"caps": "capsules", "linear": "linear"}
+#: What a report takes from a measurement.
+_MEASURED = {field.name for field in fields(Latency)} & MeasurementSummary.model_fields.keys()
 #: Stages that each cell of a sweep has.
 _CELL = ("caps", "linear", "onnx", "analysis")
+#: What a row has of its cells.
+_IDENTITY = [field.name for field in fields(Row) if field.name != "cells"]
 #: Figures that runs share where they were trained alike.
 _TRAINED = ("epochs", "image_size", "classes", "images")
 #: Characters of a name that a table or a legend has room for.
@@ -137,7 +126,7 @@ class _Reader:
             RunError: if it is not there, or has nothing yet.
         """
         run = read_run(runs_dir, name)
-        usable = _usable(run)
+        usable = run.stages.keys() - run.unusable("report")
         if not usable:
             flag = "" if name == "default" else f" --run {name}"
             raise RunError(
@@ -147,13 +136,10 @@ class _Reader:
         self._read_run(run, name)
         if "profile" in usable and "caps" in run.stages:
             self._read_run_profile(run, name)
-        absent = [
-            f"{stage} (capsprune {STAGES[stage].command.words})"
-            for stage in STAGES
-            if stage not in run.stages
-        ]
+        absent = [STAGES[stage] for stage in STAGES if stage not in run.stages]
         if absent:
-            self.miss(name, f"not done: {', '.join(absent)}")
+            told = (f"{stage.name} (capsprune {stage.command.words})" for stage in absent)
+            self.miss(name, f"not done: {', '.join(told)}")
 
     def read_sweep(self, runs_dir: Path, name: str, prefix: str) -> None:
         """Read all runs of a sweep.
@@ -208,19 +194,24 @@ class _Reader:
             asked: per cent of the FLOPs that were to be removed; None for what the run says.
             source: the sweep that it belongs to.
         """
-        usable = _usable(run, lambda stage, reason: self.miss(name, f"left out: {reason}"))
+        unusable = run.unusable("report")
+        for reason in unusable.values():
+            self.miss(name, f"left out: {reason}")
+        usable = run.stages.keys() - unusable
         pruned = _pruned_of(run) if asked is None else asked
         own = {"run": name, "seed": run.seed, "source": source}
-        for backbone in _BACKBONES:
-            if backbone in usable:
-                self._read_backbone(run, backbone, pruned if backbone == "pruned" else 0, own)
+        for stage in _BACKBONES:
+            if stage in usable:
+                level = pruned if stage == "pruned" else 0
+                self._read_backbone(run, stage, own | {"pruned": level})
         if "baseline" in usable:
             record = run.stages["baseline"]
-            self.weights.add(_name(record.summary_as(NetworkSummary).weights or "unknown"))
+            weights = record.summary_as(NetworkSummary).weights
+            self.weights.add(cut_apart(weights or "unknown", _LONGEST))
             self.parts.add(record.options.get("part") or 1.0)
         for stage, head in _HEADS.items():
             if stage in usable:
-                self._read_cell(run, stage, head, pruned, own)
+                self._read_cell(run, stage, own | {"head": head, "pruned": pruned})
         cells = {(name, "capsules")}
         if "analysis" in usable:
             analysis = run.stages["analysis"].summary_as(AnalysisSummary)
@@ -229,27 +220,21 @@ class _Reader:
         if "onnx" in usable:
             self._add(cells, {"file_bytes": run.stages["onnx"].summary_as(ExportSummary).bytes})
 
-    def _read_backbone(
-        self, run: Run, stage: Literal["baseline", "pruned"], pruned: int, own: Mapping[str, Any]
-    ) -> None:
-        record, name = run.stages[stage], own["run"]
+    def _read_backbone(self, run: Run, stage: Any, own: Mapping[str, Any]) -> None:
+        record, folder = run.stages[stage], run.path(stage)
         if record.id in self.backbones:
             return
         summary = record.summary_as(NetworkSummary)
-        shared = {**own, **_about(summary), "pruned": pruned}
-        epochs = self._read(run.path(stage) / "metrics.jsonl", Epoch, name)
-        self.backbones[record.id] = Backbone(
-            **shared, stage=stage, values=_figures(summary), epochs=epochs
-        )
-        candidates = self._read(run.path(stage) / "candidates.jsonl", Candidate, name)
+        shared = {**own, **_about(summary)}
+        epochs = self._read(folder / "metrics.jsonl", Epoch, own["run"])
+        values = _figures(summary)
+        self.backbones[record.id] = Backbone(**shared, stage=stage, values=values, epochs=epochs)
+        candidates = self._read(folder / "candidates.jsonl", Candidate, own["run"])
         if candidates:
-            self.searches[record.id] = Search(
-                **shared, candidates=candidates, best=summary.best_candidate
-            )
+            best = summary.best_candidate
+            self.searches[record.id] = Search(**shared, candidates=candidates, best=best)
 
-    def _read_cell(
-        self, run: Run, stage: str, head: Head, pruned: int, own: Mapping[str, Any]
-    ) -> None:
+    def _read_cell(self, run: Run, stage: str, own: Mapping[str, Any]) -> None:
         summary = run.stages[stage].summary_as(HeadSummary)
         values, folder = _figures(summary), run.path(stage)
         for described in self._read(folder / "architecture.json", Described, own["run"], True):
@@ -259,9 +244,7 @@ class _Reader:
             Cell(
                 **own,
                 **_about(summary),
-                pruned=pruned,
                 trunk="frozen" if summary.frozen else "finetuned",
-                head=head,
                 values=values,
                 memory_meter=summary.memory_meter,
                 energy_meter=summary.energy_meter,
@@ -274,11 +257,12 @@ class _Reader:
         profile = run.stages["profile"].summary_as(ProfileSummary)
         caps = run.stages["caps"].summary_as(HeadSummary)
         pruned = _pruned_of(run)
-        for label, (is_pruned, head) in _RUN_VARIANTS.items():
+        for label in _RUN_VARIANTS:
             # A run that removed nothing has its capsules under both names: the trained ones.
             if label not in profile.variants or (pruned == 0 and label == "unpruned, capsules"):
                 continue
-            level = pruned if is_pruned else 0
+            state, head = label.split(", ")
+            level = pruned if state == "pruned" else 0
             cells = {(name, head)} if level == pruned else set()
             shared = {**_about(caps), "pruned": level, "head": head, "source": name}
             size = profile.variants[label].file_bytes
@@ -304,8 +288,8 @@ class _Reader:
                 for other in runs.values()
                 if "pruned" in other.stages and other.stages["pruned"].id == backbone.id
             }
-            data = _name(backbone.summary_as(NetworkSummary).data)
             shared = {key: variant[key] for key in ("backbone", "pruned", "head")}
+            data = _about(backbone.summary_as(NetworkSummary))["data"]
             shared |= {"data": data, "source": source}
             size = variant["file_bytes"]
             self._add_latencies(profiles[0]["measurements"], label, shared, size, same)
@@ -320,16 +304,7 @@ class _Reader:
     ) -> None:
         """Read the latencies of a profile's variant, which are those of some cells too."""
         measured = [
-            Latency(
-                **shared,
-                batch=row.batch,
-                provider=row.provider,
-                latency_ms=row.latency_ms,
-                p25_ms=row.latency_ms_p25,
-                p75_ms=row.latency_ms_p75,
-                routing_share=row.routing_share,
-                routing_kernel=row.routing_kernel,
-            )
+            Latency(**shared, **row.model_dump(include=_MEASURED))
             for row in measurements
             if row.variant == label
         ]
@@ -356,21 +331,9 @@ class _Reader:
             return ()
 
 
-def _usable(run: Run, left_out: Callable[[str, str], None] = lambda *_: None) -> set[str]:
-    """Return the stages whose results are there and up to date; tell why the others are not."""
-    usable: set[str] = set()
-    for stage in run.stages:
-        try:
-            run.require(stage, "report")
-        except RunError as error:
-            left_out(stage, str(error))
-        else:
-            usable.add(stage)
-    return usable
-
-
 def _about(summary: NetworkSummary) -> dict[str, Any]:
-    return {"data": _name(summary.data), "backbone": _name(summary.model)}
+    found = {"data": summary.data, "backbone": summary.model}
+    return {key: cut_apart(name, _LONGEST) for key, name in found.items()}
 
 
 def _figures(summary: NetworkSummary) -> dict[str, float]:
@@ -393,13 +356,8 @@ def _rows(cells: Iterable[Cell]) -> tuple[Row, ...]:
     groups = grouped(_told_apart(cells), lambda cell: cell.configuration)
     return tuple(
         Row(
-            data=group[0].data,
-            backbone=group[0].backbone,
-            pruned=group[0].pruned,
-            trunk=group[0].trunk,
-            head=group[0].head,
+            **{name: getattr(group[0], name) for name in _IDENTITY},
             cells=tuple(sorted(group, key=lambda cell: cell.seed)),
-            source=group[0].source,
         )
         for _, group in sorted(groups.items())
     )
@@ -421,10 +379,3 @@ def _told_apart(found: Iterable[_OfRun]) -> tuple[_OfRun, ...]:
         item if item.source or alike[item.configuration] else replace(item, source=item.run)
         for item in found
     )
-
-
-def _name(text: str) -> str:
-    """Cut a name for display; it stays another than every other."""
-    if len(text) <= _LONGEST:
-        return text
-    return f"{cut(text, _LONGEST)} ({hashlib.sha256(text.encode()).hexdigest()[:8]})"

@@ -28,7 +28,7 @@ class Column:
     #: Empty where the figure has none.
     unit: str = ""
     #: Which of a cell's `values` it shows.
-    value: str | None = None
+    value: str = ""
     #: A value is multiplied by this to be in `unit`.
     scale: float = 1
     #: Digits behind the point; None for three digits in all, or as many as stand before the point.
@@ -40,18 +40,13 @@ class Column:
         """Title and unit."""
         return f"{self.title} ({self.unit})" if self.unit else self.title
 
-    def spread(self, row: Row) -> Spread | None:
-        """The figure over the row's seeds, in the column's unit; None if no seed has it."""
-        found = row.spread(self.value) if self.value is not None else None
-        return None if found is None else found.times(self.scale)
-
     def number(self, row: Row) -> float | None:
         """The figure to sort by: the mean over the seeds that have it, in the column's unit."""
         if self.words is not None:
             word = self.words(row)
             return float(word) if isinstance(word, int) else None
-        found = self.spread(row)
-        return None if found is None else found.mean
+        found = row.spread(self.value)
+        return None if found is None else found.mean * self.scale
 
     def text(self, row: Row) -> str:
         """What stands in the table: "78.20 ± 0.31", without the unit, or "not available".
@@ -61,10 +56,13 @@ class Column:
         """
         if self.words is not None:
             return str(self.words(row))
-        found = self.spread(row)
-        if found is None:
+        return self.write(row.spread(self.value))
+
+    def write(self, spread: Spread | None) -> str:
+        """Write a figure in the column's unit, as `text` does."""
+        if spread is None:
             return NOT_AVAILABLE
-        return written(found, self.digits)
+        return written(spread.times(self.scale), self.digits)
 
 
 def written(spread: Spread, digits: int | None = None) -> str:

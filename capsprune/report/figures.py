@@ -8,32 +8,10 @@ from typing import Any
 
 import altair as alt
 
-from capsprune.report.charts import (
-    DASHED,
-    DOTTED,
-    SOLID,
-    Figure,
-    Panel,
-    Record,
-    bars,
-    curves,
-    dashes,
-    looks,
-    points,
-    title,
-)
+from capsprune.report import charts
+from capsprune.report.charts import DASHED, DOTTED, SOLID, Figure, Panel, Record
 from capsprune.report.columns import FURTHER, PAPER, written
-from capsprune.report.results import (
-    COMPARED,
-    TRUNKS,
-    Latency,
-    Results,
-    Row,
-    Search,
-    Spread,
-    accuracies_by_amount,
-    grouped,
-)
+from capsprune.report.results import TRUNKS, Latency, Results, Row, Search, Spread, grouped
 
 #: Of a network, in its tooltip.
 _TOLD = {"accuracy", "training_flops", "forward_macs", "parameters", "bottleneck", "capsules",
@@ -58,6 +36,8 @@ _BY_LEVEL = (
     ("active_share", 100, "units that are on", "share (%)"),
     ("never_active_share", 100, "dead primary capsules", "share (%)"),
 )
+#: The amount of a distortion at which an image stays as it is, where that is not 0.
+_UNDISTORTED = {"scale": 1.0}
 #: No tick between two whole numbers.
 _WHOLE = alt.Axis(format="d", tickMinStep=1, tickCount=5)
 _APART = alt.Scale(zero=False, nice=False, padding=12)
@@ -72,7 +52,7 @@ def make_figures(results: Results) -> list[Figure]:
 def accuracy_against_flops(results: Results) -> Figure:
     """Figure 3 of the paper: accuracy against the FLOPs of training, on a logarithmic axis."""
     rows = [row for row in results.rows if row.spread("training_flops") and row.spread("accuracy")]
-    labels = _labels(_series(results, row) for row in sorted(rows, key=_order))
+    labels = list(dict.fromkeys(_series(results, row) for row in sorted(rows, key=_order)))
     levels = [_level(pruned) for pruned in sorted({row.pruned for row in rows})]
     # Areas, of which the eye takes in the width.
     sizes = [round(240 * (1 - place / len(levels)) ** 1.6) + 15 for place in range(len(levels))]
@@ -88,15 +68,15 @@ def accuracy_against_flops(results: Results) -> Figure:
         axis=alt.Axis(format="~g", tickCount=6),
     )
     backbones = {row.backbone: _backbone_dash(row.backbone) for row in rows}
-    encodings = looks("series", "Head and trunk", labels, paired=True)
-    encodings["strokeDash"] = dashes("backbone", "Backbone", backbones)
+    encodings = charts.looks("series", "Head and trunk", labels, paired=True)
+    encodings["strokeDash"] = charts.dashes("backbone", "Backbone", backbones)
     panels = []
     for where, group in grouped(rows, lambda row: row.data).items():
         # The linear ones first, so that what the figure is about lies above them.
         group.sort(key=lambda row: (row.head != "linear", row.pruned))
         records = [record for row in group for record in _configuration(results, row)]
-        heading = title(where, "test accuracy (%)")
-        panels.append(curves(records, x, heading, encodings, size=size, height=280))
+        heading = charts.title(where, "test accuracy (%)")
+        panels.append(charts.curves(records, x, heading, encodings, size=size, height=280))
     return Figure(
         "figure3",
         "Accuracy against training FLOPs (Figure 3 of the paper)",
@@ -134,11 +114,11 @@ def search_scatter(results: Results) -> Figure:
     searches.sort(key=lambda s: (s.data, s.backbone, s.source, s.pruned, s.seed))
     seeds = [f"seed {seed}" for seed in sorted({search.seed for search in searches})]
     panels = [
-        points(
+        charts.points(
             [record for search in group for record in _candidates(search)],
-            title(f"{where}, {pruned} % pruned", "score (%)"),
+            charts.title(f"{where}, {pruned} % pruned", "score (%)"),
             "FLOPs that remain (%)",
-            looks("series", "Search", seeds),
+            charts.looks("series", "Search", seeds),
         )
         for (where, pruned), group in grouped(
             searches, lambda search: (results.where(search), search.pruned)
@@ -188,21 +168,21 @@ def training_curves(results: Results) -> Figure:
         for one in results.backbones
     ]
     trainings = [training for training in trainings if training[-1]]
-    labels = _labels(label for _, _, label, _ in trainings)
-    looking = looks("series", "Network", labels, markers=False, lines=True)
+    labels = list(dict.fromkeys(label for _, _, label, _ in trainings))
+    looking = charts.looks("series", "Network", labels, markers=False, lines=True)
     x = alt.X("x:Q", title="epoch", axis=_WHOLE, scale=alt.Scale(nice=False))
     panels = []
     for (where, pruned), group in sorted(grouped(trainings, lambda t: t[:2]).items()):
         by_label = grouped(group, lambda t: t[2])
         for metric in _METRICS:
-            heading = title(f"{where}, {pruned} % pruned", metric[-1])
+            heading = charts.title(f"{where}, {pruned} % pruned", metric[-1])
             records = [
                 record
                 for label, of_label in by_label.items()
                 for record in _epochs(label, [training[-1] for training in of_label], *metric)
             ]
             if records:
-                panels.append(curves(records, x, heading, looking, size=14, band=True))
+                panels.append(charts.curves(records, x, heading, looking, size=14, band=True))
     return Figure(
         "training",
         "Training curves",
@@ -241,7 +221,7 @@ def latency_bars(results: Results) -> Figure:
         results.latencies,
         key=lambda r: (r.data, r.backbone, r.source, r.head == "linear", r.pruned, r.batch),
     )
-    parts = _labels(record["series"] for row in rows for record in _bar(row, 0, ""))
+    parts = list(dict.fromkeys(record["series"] for row in rows for record in _bar(row, 0, "")))
     panels = []
     for (provider, data, batch), group in grouped(
         rows, lambda row: (row.provider.upper(), row.data, row.batch)
@@ -251,9 +231,9 @@ def latency_bars(results: Results) -> Figure:
             for place, row in enumerate(group)
             for record in _bar(row, place, _after(results.source_of(row)))
         ]
-        heading = title(", ".join(filter(None, (provider, data, f"batch {batch}"))), "")
-        looking = looks("series", "Part of a bar", parts, markers=False)
-        panels.append(bars(records, len(group), heading, "latency (ms)", looking))
+        heading = charts.title(", ".join(filter(None, (provider, data, f"batch {batch}"))), "")
+        looking = charts.looks("series", "Part of a bar", parts, markers=False)
+        panels.append(charts.bars(records, len(group), heading, "latency (ms)", looking))
     providers = " and ".join(sorted({row.provider.upper() for row in rows}))
     return Figure(
         "latency",
@@ -272,15 +252,16 @@ def _bar(row: Latency, place: int, source: str) -> list[Record]:
     routing = row.latency_ms * (row.routing_share or 0)
     rest = row.latency_ms - routing
     told = "not told apart" if row.routing_share is None else f"{100 * row.routing_share:.1f} %"
+    quartiles = f"{row.latency_ms_p25:.2f} to {row.latency_ms_p75:.2f}"
     shared: Record = {
         "place": place,
         "label": source + row.label,
         "value": written(Spread(row.latency_ms, None, 1)),
-        "end": max(row.latency_ms, row.p75_ms),
-        "low": min(row.p25_ms, row.latency_ms),
-        "high": max(row.p75_ms, row.latency_ms),
+        "end": max(row.latency_ms, row.latency_ms_p75),
+        "low": min(row.latency_ms_p25, row.latency_ms),
+        "high": max(row.latency_ms_p75, row.latency_ms),
         "title": source + row.label,
-        "Latency": f"{row.latency_ms:.2f} ms ({row.p25_ms:.2f} to {row.p75_ms:.2f} ms)",
+        "Latency": f"{row.latency_ms:.2f} ms ({quartiles} ms)",
         "Batch": f"{row.batch}, on {row.provider.upper()}",
         "Routing": "none" if row.head == "linear" else told,
         "Kernel of the routing": row.routing_kernel or "none",
@@ -292,8 +273,8 @@ def _bar(row: Latency, place: int, source: str) -> list[Record]:
 def robustness_curves(results: Results) -> Figure:
     """Accuracy under each distortion: capsules against the linear baseline."""
     levels = _levels(results)
-    encodings = looks("series", "FLOPs pruned", levels)
-    encodings["strokeDash"] = dashes("head", "Head", _HEAD_DASHES)
+    encodings = charts.looks("series", "FLOPs pruned", levels)
+    encodings["strokeDash"] = charts.dashes("head", "Head", _HEAD_DASHES)
     panels = []
     for (where, trunk), rows in grouped(
         _analysed(results), lambda row: (results.where(row), row.trunk)
@@ -309,12 +290,12 @@ def robustness_curves(results: Results) -> Figure:
             records = [
                 record
                 for pruned, group in grouped(found, lambda pair: pair[0]).items()
-                for head in COMPARED
+                for head in _HEAD_DASHES
                 for record in _distorted(pruned, [p for _, p in group], distortion, unit, head)
             ]
             x = alt.X("x:Q", title=f"{distortion} ({unit})", scale=alt.Scale(zero=False))
-            heading = title(f"{where}, {trunk}", f"test accuracy (%), {distortion}")
-            panels.append(curves(records, x, heading, encodings, size=30))
+            heading = charts.title(f"{where}, {trunk}", f"test accuracy (%), {distortion}")
+            panels.append(charts.curves(records, x, heading, encodings, size=30))
     return Figure(
         "robustness",
         "Accuracy on distorted images",
@@ -335,7 +316,7 @@ def _distorted(
     if all(p["distortion"] != distortion or p.get(head) is None for p in measured):
         return []
     records = []
-    for amount, values in sorted(accuracies_by_amount(measured, distortion, head).items()):
+    for amount, values in sorted(_by_amount(measured, distortion, head).items()):
         spread = Spread.of(values).times(100)
         records.append(
             {"key": f"{pruned} {head}", "series": _level(pruned), "x": amount, "order": amount}
@@ -346,12 +327,25 @@ def _distorted(
     return records
 
 
+def _by_amount(
+    measured: Iterable[Mapping[str, Any]], distortion: str, head: str
+) -> dict[float, list[float]]:
+    """Gather a head's accuracies under one distortion, those on undistorted images among them."""
+    found: dict[float, list[float]] = {}
+    for point in measured:
+        if point["distortion"] in (distortion, "none") and point.get(head) is not None:
+            clean = point["distortion"] == "none"
+            amount = _UNDISTORTED.get(distortion, 0.0) if clean else point["amount"]
+            found.setdefault(amount, []).append(point[head])
+    return found
+
+
 def capsule_figures(results: Results) -> Figure:
     """What the routing does in each iteration, and what pruning does to the bottleneck."""
     levels, rows = _levels(results), _analysed(results)
     trunks = [trunk for trunk in TRUNKS if any(row.trunk == trunk for row in rows)]
-    encodings = looks("series", "FLOPs pruned", levels)
-    encodings["strokeDash"] = dashes("trunk", "Trunk", {t: _TRUNK_DASHES[t] for t in trunks})
+    encodings = charts.looks("series", "FLOPs pruned", levels)
+    encodings["strokeDash"] = charts.dashes("trunk", "Trunk", {t: _TRUNK_DASHES[t] for t in trunks})
     iterations = alt.X("x:Q", title="routing iteration", axis=_WHOLE, scale=_APART)
     panels: list[Panel] = []
     for where, group in grouped(rows, results.where).items():
@@ -360,10 +354,10 @@ def capsule_figures(results: Results) -> Figure:
         for quantity in (*_BY_ITERATION, *_BY_LEVEL):
             by_level = quantity in _BY_LEVEL
             records = [r for row in group for r in _measured(results, row, by_level, *quantity)]
-            heading = title(f"{where}: {quantity[2]}", quantity[3])
+            heading = charts.title(f"{where}: {quantity[2]}", quantity[3])
             x = pruned if by_level else iterations
             if records:
-                panels.append(curves(records, x, heading, encodings, joining=by_level))
+                panels.append(charts.curves(records, x, heading, encodings, joining=by_level))
     return Figure(
         "capsules",
         "What the capsules do",
@@ -433,10 +427,6 @@ def _order(row: Row) -> tuple[Any, ...]:
 
 def _series(results: Results, row: Row) -> str:
     return f"{_after(results.source_of(row))}{row.head}, {row.trunk}"
-
-
-def _labels(labels: Iterable[str]) -> list[str]:
-    return list(dict.fromkeys(labels))
 
 
 def _levels(results: Results) -> list[str]:

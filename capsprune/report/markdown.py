@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from capsprune.report.claims import RULE, Claim
-from capsprune.report.columns import IDENTITY, NOT_AVAILABLE, table_columns, written
-from capsprune.report.results import Backbone, Cell, Results, Spread, grouped
+from capsprune.report.columns import FURTHER, IDENTITY, PAPER, Column, table_columns
+from capsprune.report.results import Cell, Results, grouped, spread_of
 
 if TYPE_CHECKING:
     from capsprune.report.charts import Figure
 
 #: What a line of the CSV begins with, before a cell's `values` by name.
 _CELL = ("source", "run", "data", "backbone", "pruned", "trunk", "head", "seed")
+_ROW = ("data", "backbone", "pruned", "trunk", "head", "source")
 _METERS = ("memory_meter", "energy_meter")
 _FORMULA = ("=", "+", "-", "@")
 #: Of the tables, by whether they are of linear heads.
@@ -28,13 +29,12 @@ _TITLES = {
     False: "Capsule networks, as in Table 1 of the paper",
     True: "Linear baselines: the same trunks without capsules",
 }
-#: Of backbones: heading, value, scale, digits.
-_OF_BACKBONES: dict[str, tuple[str, float, int | None]] = {
-    "MACs of a forward pass (M)": ("forward_macs", 1e-6, None),
-    "Parameters (M)": ("parameters", 1e-6, None),
-    "Accuracy before fine-tuning (%)": ("accuracy_before_finetuning", 100, 2),
-    "Accuracy (%)": ("accuracy", 100, 2),
-}
+#: Of backbones.
+_OF_BACKBONES = (
+    *(column for column in FURTHER if column.key in ("forward_macs", "parameters")),
+    Column("before", "Accuracy before fine-tuning", "%", "accuracy_before_finetuning", 100, 2),
+    *(column for column in PAPER if column.key == "accuracy"),
+)
 #: Title, headings, lines, and how many of the columns are words.
 TextTable = tuple[str, list[str], list[list[str]], int]
 
@@ -50,13 +50,9 @@ def markdown(
         figures: that were drawn.
         folder: where their pictures are, from the report.
     """
-    environment = Environment(
-        loader=PackageLoader("capsprune.report", "assets"),
-        # Markdown is escaped by these filters; HTML in it too.
-        autoescape=False,
-        trim_blocks=True,
-        undefined=StrictUndefined,
-    )
+    # Markdown is escaped by these filters; HTML in it too.
+    environment = Environment(autoescape=False, undefined=StrictUndefined, trim_blocks=True)
+    environment.loader = PackageLoader("capsprune.report", "assets")
     environment.filters |= {"inline": escaped, "line": _line_of}
     text = environment.get_template("report.md").render(
         title=results.title,
@@ -90,12 +86,7 @@ def plain_rows(results: Results) -> list[dict[str, Any]]:
     """Give each row's configuration, and its figures over the seeds, as JSON can hold them."""
     return [
         {
-            "data": row.data,
-            "backbone": row.backbone,
-            "pruned": row.pruned,
-            "trunk": row.trunk,
-            "head": row.head,
-            "source": row.source,
+            **{name: getattr(row, name) for name in _ROW},
             "seeds": [cell.seed for cell in row.cells],
             "figures": {
                 name: asdict(spread)
@@ -150,20 +141,14 @@ def _backbones(results: Results) -> list[TextTable]:
         [
             *([source or "a run"] if several else []),
             *(data, name, "baseline" if stage == "baseline" else f"{pruned} % pruned"),
-            *(_figure(group, *figure) for figure in _OF_BACKBONES.values()),
+            *(column.write(spread_of(group, column.value)) for column in _OF_BACKBONES),
         ]
         for (data, name, source, stage, pruned), group in sorted(groups.items())
     ]
     words = [*(["Source"] if several else []), "Data set", "Backbone", ""]
     title = "Backbones with their own linear classifier"
-    return [(title, [*words, *_OF_BACKBONES], lines, len(words))] if lines else []
-
-
-def _figure(
-    backbones: Iterable[Backbone], value: str, scale: float, digits: int | None = None
-) -> str:
-    found = [scale * one.values[value] for one in backbones if value in one.values]
-    return written(Spread.of(found), digits) if found else NOT_AVAILABLE
+    headings = [*words, *(column.heading for column in _OF_BACKBONES)]
+    return [(title, headings, lines, len(words))] if lines else []
 
 
 #: What means something in Markdown wherever it stands; "_" does not within a word.

@@ -70,12 +70,8 @@ def write_page(
     Raises:
         OSError: if it cannot be written.
     """
-    environment = Environment(
-        loader=PackageLoader("capsprune.report", "assets"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-    )
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    environment.loader = PackageLoader("capsprune.report", "assets")
     environment.filters["prose"] = _prose
     tally = Counter(claim.verdict for claim in claims)
     tables = _tables(results.rows)

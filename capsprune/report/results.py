@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, Literal, TypeVar
 
 Item = TypeVar("Item")
@@ -86,6 +87,12 @@ class Spread:
         return Spread(self.mean * factor, deviation, self.count)
 
 
+def spread_of(results: Iterable[OfRun], value: str) -> Spread | None:
+    """Give a figure over the results that have it, or None if none has."""
+    found = [result.values[value] for result in results if value in result.values]
+    return Spread.of(found) if found else None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Row(Result):
     """A configuration over its seeds: one line of the table, one point of the figure."""
@@ -96,8 +103,7 @@ class Row(Result):
 
     def spread(self, value: str) -> Spread | None:
         """Give a figure over the seeds that have it, or None if none has."""
-        found = [cell.values[value] for cell in self.cells if value in cell.values]
-        return Spread.of(found) if found else None
+        return spread_of(self.cells, value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,8 +150,8 @@ class Latency(Result):
     batch: int
     provider: str
     latency_ms: float
-    p25_ms: float
-    p75_ms: float
+    latency_ms_p25: float
+    latency_ms_p75: float
     #: Part of the time spent in the routing, 0 to 1; None where it cannot be told.
     routing_share: float | None
     #: "native", "portable", or None for a network without routing.
@@ -163,33 +169,6 @@ def grouped(items: Iterable[Item], by: Callable[[Item], Any]) -> dict[Any, list[
     for item in items:
         groups.setdefault(by(item), []).append(item)
     return groups
-
-
-#: The amount of a distortion at which an image stays as it is, where that is not 0.
-_UNDISTORTED = {"scale": 1.0}
-
-
-def accuracies_by_amount(
-    records: Iterable[Mapping[str, Any]], distortion: str, head: Head
-) -> dict[float, list[float]]:
-    """Gather a head's accuracies under one distortion, those on undistorted images among them.
-
-    Args:
-        records: of the `robustness` of analyses, one or several seeds'.
-        distortion: which.
-        head: which.
-
-    Returns:
-        Accuracies, from 0 to 1, by amount; those that were not measured are left out.
-    """
-    found: dict[float, list[float]] = {}
-    for record in records:
-        if record["distortion"] in (distortion, "none") and record.get(head) is not None:
-            amount = record["amount"]
-            if record["distortion"] == "none":
-                amount = _UNDISTORTED.get(distortion, 0.0)
-            found.setdefault(amount, []).append(record[head])
-    return found
 
 
 @dataclass(frozen=True)
@@ -216,14 +195,9 @@ class Results:
 
         Empty where there is one, or where it is a run of its own.
         """
-        kinds = (self.rows, self.backbones, self.searches, self.latencies)
-        sources = {
-            other.source
-            for kind in kinds
-            for other in kind
-            if (type(other), other.data, other.backbone)
-            == (type(result), result.data, result.backbone)
-        }
+        everything = chain(self.rows, self.backbones, self.searches, self.latencies)
+        about = (type(result), result.data, result.backbone)
+        sources = {r.source for r in everything if (type(r), r.data, r.backbone) == about}
         return result.source if len(sources) > 1 else ""
 
     def where(self, result: Result) -> str:

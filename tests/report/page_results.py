@@ -147,8 +147,8 @@ def make_results(data_sets=("cifar10",)):
             batch=batch,
             provider="cpu",
             latency_ms=(ms := (2 + 20 * macs * (1 - pruned / 100)) * batch**0.9),
-            p25_ms=ms * 0.97,
-            p75_ms=ms * 1.08,
+            latency_ms_p25=ms * 0.97,
+            latency_ms_p75=ms * 1.08,
             routing_share=(0.1 + pruned / 400) if head == "capsules" else None,
         )
         for backbone, (macs, _, _) in BACKBONES.items()

@@ -1,10 +1,12 @@
 import pytest
-from fake_runs import cell, make_run, make_sweep
+from fake_runs import analysis, cell, make_run, make_sweep
 
+from capsprune.bounds import cut_apart
 from capsprune.errors import CapspruneError
 from capsprune.report.collect import collect
 from capsprune.report.columns import table_columns
-from capsprune.run import open_run
+from capsprune.run import open_run, read_run
+from capsprune.summaries import AnalysisSummary
 
 
 def row_of(results, pruned, trunk="finetuned", head="capsules"):
@@ -82,6 +84,20 @@ def test_a_stage_that_is_out_of_date_is_left_out_and_named(tmp_path):
     results = collect([(tmp_path, "default")])
     assert not results.rows
     assert "caps of run 'default' was made from an older pruned" in results.missing["default"]
+    assert set(read_run(tmp_path, "default").unusable("report")) >= {"caps", "linear"}
+
+
+def test_of_what_an_analysis_has_by_iteration_the_last_is_a_figure():
+    found = analysis(cell(pruned=0)) | {"agreement_true": [], "primary_length": None}
+    figures = AnalysisSummary.of(found).figures
+    assert figures["coupling_entropy"] == 0.8 and figures["bottleneck_entropy"] == 0.4
+    assert not {"agreement_true", "primary_length", "robustness"} & figures.keys()
+
+
+def test_names_that_are_cut_stay_apart():
+    assert cut_apart("short", 10) == "short"
+    first, second = cut_apart("x" * 50 + "1", 10), cut_apart("x" * 50 + "2", 10)
+    assert first != second and len(first) == len(second) < 30
 
 
 def test_runs_that_differ_by_their_seed_are_one_row(tmp_path):
