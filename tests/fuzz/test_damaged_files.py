@@ -265,7 +265,7 @@ def fuzz(folder: Path, kind: Kind, examples: int = EXAMPLES) -> None:
             stack.enter_context(patch("capsprune.report.page.library", lambda: ""))
             stack.enter_context(patch("capsprune.report.charts.Figure.spec", {}))
             for panel in PANELS:
-                stack.enter_context(patch(f"capsprune.report.figures.{panel}", check_records))
+                stack.enter_context(patch(f"capsprune.report.charts.{panel}", check_records))
             stack.enter_context(patch("os.fsync", lambda descriptor: None))
             cached = functools.cache(typer.main.get_command)
             stack.enter_context(patch("typer.main.get_command", cached))
