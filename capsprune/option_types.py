@@ -116,8 +116,8 @@ TrainingPart = Annotated[
     Part | None,
     AfterValidator(_none_for(1)),
     Field(
-        description="Part of the training images to use, here and in the stages that follow. "
-        "[default: all]"
+        description="Train fraction: the part of the training images to use, here and in the "
+        "stages that follow. [default: all]"
     ),
 ]
 ValueRange = Annotated[

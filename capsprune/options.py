@@ -84,7 +84,7 @@ class TrainOptions(Options):
     data: DataName = Field("digits", description="Data set: {data_sets}.")
     data_root: DataRoot = None
     image_size: ImageSize | None = Field(
-        None, description="Pixels a side shown to the network. [default: by data set]"
+        None, description="Resolution: pixels a side shown to the network. [default: by data set]"
     )
     part: TrainingPart = None
     split_seed: SplitSeed = None
@@ -152,7 +152,9 @@ class PruneOptions(Options):
         "strategy's, else l1]",
     )
     max_rate: Ratio | None = Field(
-        None, description="Most of a group that a strategy removes. [default: by the target]"
+        None,
+        description="Max pruning ratio: the most of a group that a strategy removes. [default: by "
+        "the target]",
     )
     round_to: ChannelCount = Field(
         DEFAULT_ROUND_TO,
@@ -188,7 +190,7 @@ class ImportOptions(Options):
     data: DataName = Field("digits", description="Data set to go on with: {data_sets}.")
     data_root: DataRoot = None
     image_size: ImageSize | None = Field(
-        None, description="Pixels a side shown to the network. [default: by data set]"
+        None, description="Resolution: pixels a side shown to the network. [default: by data set]"
     )
     part: TrainingPart = None
     value_range: ValueRange = None

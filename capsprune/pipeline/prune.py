@@ -36,6 +36,7 @@ from capsprune.pruning.adaptive_bn import recalibrate
 from capsprune.pruning.channels import layer_channels, prune_channels
 from capsprune.pruning.criteria import rank_channels, takes_images
 from capsprune.pruning.groups import Dependencies
+from capsprune.pruning.search import SearchResult
 from capsprune.pruning.strategy import Strategy, read_strategy
 from capsprune.pruning.target import Target
 from capsprune.records import StageRecord
@@ -107,26 +108,8 @@ def prune(options: PruneOptions, session: Session) -> StageRecord:
         found = find_strategy(
             options, session, stage, work, unpruned, space, rankings, batches, latency
         )
-        best = found.best
-        strategy = Strategy(
-            described.model,
-            best.flops_ratio if options.flops is None else options.flops,
-            dict(zip(dependencies.names, best.fractions, strict=True)),
-            options.round_to,
-            criterion,
-        )
-        summary |= {
-            "candidates": found.plan[0].candidates,
-            "rungs": [rung.candidates for rung in found.plan],
-            "sampler": options.sampler,
-            "best_candidate": best.index,
-            "best_score": best.score,
-            "candidates_with_best_score": found.ties,
-            "max_rate": space.max_rate,
-            "search_seconds": found.seconds(),
-        }
-        if best.latency_ms is not None:
-            summary["latency_ms"] = best.latency_ms
+        strategy = _found_strategy(options, found, described.model, dependencies, criterion)
+        summary |= {**_search_summary(options, found), "max_rate": space.max_rate}
         lines = [dump_json(candidate.to_dict()) for candidate in found.candidates]
         files["candidates.jsonl"] = "\n".join(lines) + "\n"
     kept = strategy.kept(dependencies)
@@ -152,6 +135,39 @@ def prune(options: PruneOptions, session: Session) -> StageRecord:
     }
     files["strategy.json"] = dump_json(strategy.to_dict(), indent=1) + "\n"
     return stage.commit_checkpoint(network, architecture, history, summary, files)
+
+
+def _found_strategy(
+    options: PruneOptions,
+    found: SearchResult,
+    model: str,
+    dependencies: Dependencies,
+    criterion: str,
+) -> Strategy:
+    """Write the best candidate down as a strategy."""
+    best = found.best
+    return Strategy(
+        model,
+        best.flops_ratio if options.flops is None else options.flops,
+        dict(zip(dependencies.names, best.fractions, strict=True)),
+        options.round_to,
+        criterion,
+    )
+
+
+def _search_summary(options: PruneOptions, found: SearchResult) -> dict[str, Any]:
+    """Return what the stage's summary says of the search."""
+    best = found.best
+    summary = {
+        "candidates": found.plan[0].candidates,
+        "rungs": [rung.candidates for rung in found.plan],
+        "sampler": options.sampler,
+        "best_candidate": best.index,
+        "best_score": best.score,
+        "candidates_with_best_score": found.ties,
+        "search_seconds": found.seconds(),
+    }
+    return summary if best.latency_ms is None else {**summary, "latency_ms": best.latency_ms}
 
 
 def _baseline(options: PruneOptions, session: Session) -> Architecture:
