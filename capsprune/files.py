@@ -122,10 +122,18 @@ def make_folder(path: Path) -> list[Path]:
             break
         # Another process may have removed what it had made, or what is above, at this very moment.
         except (FileExistsError, FileNotFoundError) as error:
-            in_the_way = isinstance(error, FileExistsError) and os.path.lexists(folder)
+            in_the_way = isinstance(error, FileExistsError) and _is_no_folder(folder)
             if in_the_way or attempt == _ATTEMPTS:
                 raise
     return made
+
+
+def _is_no_folder(path: Path) -> bool:
+    """Tell, by one look, whether there is something that is no folder."""
+    try:
+        return not stat.S_ISDIR(path.stat().st_mode)
+    except FileNotFoundError:
+        return path.is_symlink()  # to nowhere
 
 
 def move(source: Path, target: Path) -> None:

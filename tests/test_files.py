@@ -234,6 +234,20 @@ def test_a_folder_is_made_though_others_remove_theirs_at_that_moment(
     assert len(refused) == 3 and (tmp_path / "runs" / "r").is_dir()
 
 
+def test_a_folder_that_goes_and_comes_back_is_not_in_the_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, is_dir = tmp_path / "r", Path.is_dir
+
+    def gone_at_that_moment(self: Path) -> bool:
+        monkeypatch.setattr(Path, "is_dir", is_dir)
+        return False
+
+    folder.mkdir()
+    monkeypatch.setattr(Path, "is_dir", gone_at_that_moment)
+    assert files.make_folder(folder) == []
+
+
 def test_what_stands_in_the_way_of_a_folder_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "dangling").symlink_to("nowhere")
