@@ -10,7 +10,7 @@ import zipfile
 import zlib
 from pathlib import Path, PurePosixPath
 
-from capsprune.data.survey import Progress
+from capsprune.data.survey import OnStep
 from capsprune.errors import DataError
 from capsprune.files import make_folder, move, replacing, scratch
 
@@ -21,7 +21,7 @@ _UNPACKED_LIMIT = 2**31
 
 
 def fetch(
-    name: str, url: str, target: Path, md5: str, *, download: bool, progress: Progress | None
+    name: str, url: str, target: Path, md5: str, *, download: bool, progress: OnStep | None
 ) -> None:
     """Download a file, check it, and only then give it its name.
 
@@ -86,7 +86,7 @@ def checksum(path: Path) -> str:
     return digest.hexdigest()
 
 
-def unpack_zip(archive: Path, target: Path, progress: Progress | None = None) -> None:
+def unpack_zip(archive: Path, target: Path, progress: OnStep | None = None) -> None:
     """Unpack the folder `target.name` of an archive to `target`, wholly or not at all.
 
     Args:

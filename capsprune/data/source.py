@@ -13,7 +13,7 @@ from capsprune.data.decoding import Decoding
 from capsprune.data.download import fetch
 from capsprune.data.images import ImageSet
 from capsprune.data.splits import Split
-from capsprune.data.survey import Progress
+from capsprune.data.survey import OnStep
 from capsprune.files import holding, make_folder
 from capsprune.schedule import LONG, Schedule, Training
 
@@ -26,7 +26,7 @@ class Request:
     root: Path
     image_size: int
     download: bool
-    progress: Progress | None
+    progress: OnStep | None
     #: How files are to become pixels where no split says it.
     decoding: Decoding
     split: Split | None

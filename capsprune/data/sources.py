@@ -22,7 +22,7 @@ from capsprune.data.names import (
 )
 from capsprune.data.source import Request, Source
 from capsprune.data.splits import Split, draw_split
-from capsprune.data.survey import Progress
+from capsprune.data.survey import OnStep
 from capsprune.errors import DataError, listed
 
 DEFAULT_BACKGROUND = "#ffffff"
@@ -83,7 +83,7 @@ def load_data(
     value_range: tuple[float, float] | None = None,
     background: str | None = None,
     download: bool = True,
-    progress: Progress | None = None,
+    progress: OnStep | None = None,
 ) -> DataSplits:
     """Load a data set and split it into training, validation and test images.
 

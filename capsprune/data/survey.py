@@ -16,7 +16,7 @@ from torch import Tensor
 from capsprune.data.decoding import Decoding, UnreadableImageError, decode, examine, scale
 from capsprune.errors import DataError, listed
 
-Progress = Callable[[str, int, int], None]
+OnStep = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and the total (0 if unknown)."""
 
 _CHUNK = 64
@@ -60,7 +60,7 @@ class Survey:
 
 
 def decode_all(
-    paths: Sequence[Path], size: int, decoding: Decoding, progress: Progress | None = None
+    paths: Sequence[Path], size: int, decoding: Decoding, progress: OnStep | None = None
 ) -> Tensor:
     """Decode N files into uint8 [N, 3, size, size].
 
@@ -78,7 +78,7 @@ def decode_all(
 
 
 def verify(
-    paths: Sequence[Path], size: int, decoding: Decoding, progress: Progress | None = None
+    paths: Sequence[Path], size: int, decoding: Decoding, progress: OnStep | None = None
 ) -> None:
     """Decode every file as it will be decoded later, and keep nothing.
 
@@ -95,7 +95,7 @@ def survey(
     wanted: Decoding,
     *,
     keep: bool,
-    progress: Progress | None = None,
+    progress: OnStep | None = None,
 ) -> Survey:
     """Look at every file of a data set that is used for the first time.
 
@@ -189,7 +189,7 @@ def _each(
     positions: Sequence[int],
     work: Callable[[int], object],
     title: str,
-    progress: Progress | None,
+    progress: OnStep | None,
 ) -> None:
     """Do something with each of these files, by several threads.
 

@@ -45,7 +45,7 @@ _ONE_SEED = 0.05
 
 
 @dataclass(frozen=True)
-class Claim:
+class PaperClaim:
     """Something that the paper says, and what these results say of it."""
 
     statement: str
@@ -113,7 +113,7 @@ class _Pair:
     variance: float = 0
 
 
-def claims(results: Results) -> list[Claim]:
+def claims(results: Results) -> list[PaperClaim]:
     """Judge what the paper says, and what it leaves open, on each data set and backbone.
 
     The rule is at the head of this module, and in `RULE` for readers.
@@ -190,7 +190,7 @@ class _Rows:
         return " or ".join(sorted(names.get(meter, meter) for meter in meters)) or "not measured"
 
 
-def _claims_on(rows: _Rows, analyses: Mapping[str, Mapping[str, Any]]) -> list[Claim]:
+def _claims_on(rows: _Rows, analyses: Mapping[str, Mapping[str, Any]]) -> list[PaperClaim]:
     pruned_and_not = "an unpruned and a pruned row of the same trunk"
     return [
         _judge(
@@ -246,10 +246,10 @@ def _claims_on(rows: _Rows, analyses: Mapping[str, Mapping[str, Any]]) -> list[C
     ]
 
 
-def _judge(statement: str, needs: str, comparisons: Sequence[_Comparison]) -> Claim:
+def _judge(statement: str, needs: str, comparisons: Sequence[_Comparison]) -> PaperClaim:
     if not comparisons:
         evidence = f"It takes {needs}, which these results lack."
-        return Claim(statement, "cannot be told", evidence)
+        return PaperClaim(statement, "cannot be told", evidence)
     verdicts = Counter(comparison.verdict for comparison in comparisons)
     verdict: Verdict = "undecided"
     if verdicts["holds"]:
@@ -260,7 +260,7 @@ def _judge(statement: str, needs: str, comparisons: Sequence[_Comparison]) -> Cl
     # How several comparisons came out, where they did not all come out alike.
     counts = ", ".join(f"{verdicts[v]} {text}" for v, text in _COUNTED.items() if verdicts[v])
     counted = f"{len(comparisons)} comparisons: {counts}. " if len(verdicts) > 1 else ""
-    return Claim(statement, verdict, f"{counted}{'; '.join(parts)}.")
+    return PaperClaim(statement, verdict, f"{counted}{'; '.join(parts)}.")
 
 
 _COUNTED: dict[Verdict, str] = {

@@ -19,7 +19,16 @@ from capsprune.report.reading import (
     SweepProfile,
     read_rows,
 )
-from capsprune.report.results import Backbone, Cell, Latency, OfRun, Results, Row, Search, grouped
+from capsprune.report.results import (
+    BackboneResult,
+    Cell,
+    Latency,
+    OfRun,
+    Results,
+    Row,
+    Search,
+    grouped,
+)
 from capsprune.run import Run, read_run
 from capsprune.stages import STAGES
 from capsprune.summaries import (
@@ -101,7 +110,7 @@ class _Reader:
     def __init__(self) -> None:
         self.cells: list[Cell] = []
         #: By the id of what the stage made: the runs of a sweep share their backbones.
-        self.backbones: dict[str, Backbone] = {}
+        self.backbones: dict[str, BackboneResult] = {}
         self.searches: dict[str, Search] = {}
         self.latencies: list[Latency] = []
         self.analyses: dict[str, Mapping[str, Any]] = {}
@@ -228,7 +237,9 @@ class _Reader:
         shared = {**own, **_about(summary)}
         epochs = self._read(folder / "metrics.jsonl", Epoch, own["run"])
         values = _figures(summary)
-        self.backbones[record.id] = Backbone(**shared, stage=stage, values=values, epochs=epochs)
+        self.backbones[record.id] = BackboneResult(
+            **shared, stage=stage, values=values, epochs=epochs
+        )
         candidates = self._read(folder / "candidates.jsonl", Candidate, own["run"])
         if candidates:
             best = summary.best_candidate

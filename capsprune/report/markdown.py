@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from capsprune.report.claims import RULE, Claim
+from capsprune.report.claims import RULE, PaperClaim
 from capsprune.report.columns import FURTHER, IDENTITY, PAPER, Column, table_columns
 from capsprune.report.results import Cell, Results, grouped, spread_of
 
@@ -40,7 +40,7 @@ TextTable = tuple[str, list[str], list[list[str]], int]
 
 
 def markdown(
-    results: Results, claims: Sequence[Claim], figures: Sequence[Figure], folder: str
+    results: Results, claims: Sequence[PaperClaim], figures: Sequence[Figure], folder: str
 ) -> str:
     """Write the report.
 

@@ -14,7 +14,7 @@ from markupsafe import Markup, escape
 
 from capsprune.files import write_text
 from capsprune.report.charts import COLOURS, Figure, library, theme
-from capsprune.report.claims import RULE, Claim, Verdict
+from capsprune.report.claims import RULE, PaperClaim, Verdict
 from capsprune.report.columns import Column, table_columns
 from capsprune.report.results import Results, Row
 
@@ -57,7 +57,7 @@ class _Table:
 
 
 def write_page(
-    results: Results, path: Path, claims: Sequence[Claim], figures: Sequence[Figure]
+    results: Results, path: Path, claims: Sequence[PaperClaim], figures: Sequence[Figure]
 ) -> None:
     """Write a report as one HTML file; it loads nothing, so it works offline.
 

@@ -107,7 +107,7 @@ class Row(Result):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Backbone(OfRun):
+class BackboneResult(OfRun):
     """A backbone with its own linear classifier: a run's `baseline` or `pruned` stage.
 
     Its `values`: `accuracy`, `accuracy_before_finetuning`, `flops_ratio`, `forward_macs`,
@@ -178,7 +178,7 @@ class Results:
     title: str
     rows: Sequence[Row]
     #: What the heads were put on.
-    backbones: Sequence[Backbone] = ()
+    backbones: Sequence[BackboneResult] = ()
     searches: Sequence[Search] = ()
     latencies: Sequence[Latency] = ()
     #: The `analysis` stage's summaries by run.

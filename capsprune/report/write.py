@@ -7,7 +7,7 @@ from pathlib import Path
 
 from capsprune.files import make_folder, remove_partials, write_bytes, write_text
 from capsprune.report.charts import Figure, pictures
-from capsprune.report.claims import Claim, claims
+from capsprune.report.claims import PaperClaim, claims
 from capsprune.report.figures import make_figures
 from capsprune.report.markdown import markdown, results_csv
 from capsprune.report.page import write_page
@@ -20,7 +20,7 @@ FIGURES = "figures"
 
 
 def write_report(
-    results: Results, directory: Path, judged: Sequence[Claim] | None = None
+    results: Results, directory: Path, judged: Sequence[PaperClaim] | None = None
 ) -> list[Path]:
     """Write a report.
 

@@ -14,10 +14,10 @@ from markdown_it import MarkdownIt
 from page_results import make_results
 
 from capsprune.report.charts import pictures
-from capsprune.report.claims import Claim
+from capsprune.report.claims import PaperClaim
 from capsprune.report.figures import make_figures
 from capsprune.report.markdown import escaped, markdown, results_csv
-from capsprune.report.results import Backbone, Results
+from capsprune.report.results import BackboneResult, Results
 
 NAMES = [
     '<script>alert("1")</script>',
@@ -65,7 +65,7 @@ def hostile():
         results = make_results()
         row = results.rows[0]
         cells = [replace(one, data=name, backbone=name, run=name) for one in row.cells]
-        backbone = Backbone(
+        backbone = BackboneResult(
             run=name, data=name, backbone=name, pruned=0, stage="baseline", seed=0, values={}
         )
         return Results(
@@ -82,7 +82,7 @@ def hostile():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_names_stay_text_in_markdown(hostile, name):
-    claim = Claim(name, "holds", name)
+    claim = PaperClaim(name, "holds", name)
     shown, blocks, marks = rendered(markdown(hostile(name), [claim], [], "figures"))
     line = as_one_line(name)
     assert shown.count(line) >= 6  # title, table, backbones, claim, evidence, note
