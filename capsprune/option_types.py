@@ -169,6 +169,7 @@ POSITIONAL: dict[str, Any] = {"positional": True}
 
 #: What stands in descriptions for the names of a table, which other packages may add to.
 _CHOICES: dict[str, Callable[[], str]] = {
+    "{all_heads}": HEADS.help,
     "{criteria}": CRITERIA.help,
     "{data_sets}": DATA_SETS.help,
     "{heads}": lambda: HEADS.help(but=LINEAR),

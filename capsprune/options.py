@@ -25,7 +25,7 @@ from capsprune.bounds import (
     requirement,
     shown,
 )
-from capsprune.capsules.heads import DYNAMIC, HEADS
+from capsprune.capsules.heads import DYNAMIC
 from capsprune.errors import CapspruneError
 from capsprune.option_types import (
     DEFAULT_D1,
@@ -136,7 +136,7 @@ class PruneOptions(Options):
         description="Most milliseconds for one image, measured on this machine in ONNX Runtime.",
     )
     head: AnyHeadName = Field(
-        DYNAMIC, description=f"Untrained head with which --latency is measured: {HEADS.help()}."
+        DYNAMIC, description="Untrained head with which --latency is measured: {all_heads}."
     )
     candidates: CandidateCount = Field(40, description="Strategies to try.")
     sampler: SamplerName = Field("random", description="Who proposes strategies: {samplers}.")

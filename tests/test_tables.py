@@ -113,3 +113,15 @@ def test_a_plug_in_that_cannot_be_imported_is_named(plugins):
     plugin_package(plugins, "import no_such_module_at_all\n")
     with pytest.raises(CapspruneError, match=r"plug-in 'outside'.*no_such_module_at_all"):
         list(colours())
+
+
+def test_nothing_asks_for_plug_ins_while_the_package_is_imported():
+    """They import it themselves."""
+    code = (
+        "from capsprune import tables\n"
+        "def asked(): raise AssertionError('a table was read')\n"
+        "tables.load_plugins = asked\n"
+        "import capsprune.api, capsprune.cli\n"
+        "import capsprune.pipeline.sweeping, capsprune.pruning.search\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
