@@ -8,9 +8,8 @@ Where an option names an entry of a table (`criterion`, `sampler`), the entry it
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from functools import wraps
-from typing import Any
+import textwrap
+from typing import Any, Protocol, TypeVar
 
 from capsprune.options import (
     AnalyseOptions,
@@ -25,197 +24,165 @@ from capsprune.pipeline.commands import Outcome, run_command
 from capsprune.progress import Progress
 from capsprune.stages import COMMANDS
 
+OptionsT_contra = TypeVar("OptionsT_contra", bound=Options, contravariant=True)
 
-def _signed(command: str) -> Callable[[Callable[..., Outcome]], Callable[..., Outcome]]:
-    """Return a decorator that lets `help` and editors see the options of a command."""
+_DOC = """{what}
 
-    def sign(function: Callable[..., Outcome]) -> Callable[..., Outcome]:
-        @wraps(function)
-        def call(*args: Any, **options: Any) -> Outcome:
-            return function(*args, **options)
+Args:
+    options: of the command `{command}`; the same by keyword stand before them.
+    progress: where to say how it goes; None to say nothing.
+    values: options by keyword, and those of the run.
 
-        row = COMMANDS[command]
-        given, *_ = inspect.signature(function).parameters.values()
-        fields = [
-            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default)
-            for model in (row.options, row.shared)
-            for name, field in model.model_fields.items()
-            for default in (None if field.is_required() else field.default,)
-        ]
-        progress = inspect.Parameter("progress", inspect.Parameter.KEYWORD_ONLY, default=None)
-        call.__signature__ = inspect.Signature([given, *fields, progress])  # type: ignore[attr-defined]
-        return call
+Returns:
+    What came of it: `summary`, `path`, `seconds`.
 
-    return sign
+Raises:
+    CapspruneError: with one sentence of cause and remedy, as the command prints it.
+
+Example:
+{example}
+"""
 
 
-def _perform(
-    command: str, options: Options | None, values: dict[str, Any], progress: Progress | None
-) -> Outcome:
-    given = {} if options is None else dict(options)
-    return run_command(command, {**given, **values}, progress)
+class Performed(Protocol[OptionsT_contra]):
+    """A command as a function."""
+
+    def __call__(
+        self,
+        options: OptionsT_contra | None = None,
+        /,
+        *,
+        progress: Progress | None = None,
+        **values: Any,
+    ) -> Outcome:
+        """Do what the command does."""
+        ...
 
 
-@_signed("train")
-def train(
-    options: TrainOptions | None = None, /, *, progress: Progress | None = None, **values: Any
-) -> Outcome:
-    """Train the baseline: the unpruned backbone with its linear classifier.
+def _function(
+    name: str, command: str, kind: type[OptionsT_contra], what: str, example: str
+) -> Performed[OptionsT_contra]:
+    """Make a function of a command, whose options `help` and editors see.
 
     Args:
-        options: of the command `train`; the same by keyword stand before them.
-        progress: where to say how it goes; None to say nothing.
-        values: options by keyword, and those of the run.
-
-    Returns:
-        What came of it: `summary`, `path`, `seconds`.
-
-    Raises:
-        CapspruneError: with one sentence of cause and remedy, as the command prints it.
-
-    Example:
-        >>> import capsprune
-        >>> baseline = capsprune.train(
-        ...     model="mobilenet_v1", data="digits", image_size=16, part=0.2, epochs=1
-        ... )
-        >>> baseline.path
-        PosixPath('runs/default/baseline')
+        name: of the function.
+        command: that it is.
+        kind: the command's own options.
+        what: it does.
+        example: a doctest.
     """
-    return _perform("train", options, values, progress)
+
+    def call(
+        options: OptionsT_contra | None = None,
+        /,
+        *,
+        progress: Progress | None = None,
+        **values: Any,
+    ) -> Outcome:
+        given = {} if options is None else dict(options)
+        return run_command(command, {**given, **values}, progress)
+
+    options, progress, _ = inspect.signature(call).parameters.values()
+    fields = [
+        inspect.Parameter(
+            field_name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=None if field.is_required() else field.default,
+        )
+        for model in (kind, COMMANDS[command].shared)
+        for field_name, field in model.model_fields.items()
+    ]
+    call.__signature__ = inspect.Signature([options, *fields, progress])  # type: ignore[attr-defined]
+    call.__name__ = call.__qualname__ = name
+    call.__doc__ = _DOC.format(
+        what=what, command=command, example=textwrap.indent(example.strip(), "    ")
+    )
+    return call
 
 
-@_signed("prune")
-def prune(
-    options: PruneOptions | None = None, /, *, progress: Progress | None = None, **values: Any
-) -> Outcome:
+train = _function(
+    "train",
+    "train",
+    TrainOptions,
+    "Train the baseline: the unpruned backbone with its linear classifier.",
+    """
+>>> import capsprune
+>>> baseline = capsprune.train(
+...     model="mobilenet_v1", data="digits", image_size=16, part=0.2, epochs=1
+... )
+>>> baseline.path
+PosixPath('runs/default/baseline')
+""",
+)
+
+prune = _function(
+    "prune",
+    "prune",
+    PruneOptions,
     """Prune the baseline to a part of its size, and fine-tune it.
 
-    Where the run has no baseline, `model` is trained first.
-
-    Args:
-        options: of the command `prune`; the same by keyword stand before them.
-        progress: where to say how it goes; None to say nothing.
-        values: options by keyword, and those of the run.
-
-    Returns:
-        What came of it: `summary`, `path`, `seconds`.
-
-    Raises:
-        CapspruneError: with one sentence of cause and remedy, as the command prints it.
-
-    Example:
-        >>> import capsprune
-        >>> from capsprune.options import PruneOptions
-        >>> pruned = capsprune.prune(PruneOptions(flops=0.5, candidates=2), epochs=0)
-        >>> round(pruned.summary.flops_ratio, 1)
-        0.5
+Where the run has no baseline, `model` is trained first.""",
     """
-    return _perform("prune", options, values, progress)
+>>> import capsprune
+>>> from capsprune.options import PruneOptions
+>>> pruned = capsprune.prune(PruneOptions(flops=0.5, candidates=2), epochs=0)
+>>> round(pruned.summary.flops_ratio, 1)
+0.5
+""",
+)
 
-
-@_signed("attach-caps")
-def attach_capsules(
-    options: AttachCapsOptions | None = None, /, *, progress: Progress | None = None, **values: Any
-) -> Outcome:
-    """Put a capsule head on the pruned trunk, and train it.
-
-    Args:
-        options: of the command `attach-caps`; the same by keyword stand before them.
-        progress: where to say how it goes; None to say nothing.
-        values: options by keyword, and those of the run.
-
-    Returns:
-        What came of it: `summary`, `path`, `seconds`.
-
-    Raises:
-        CapspruneError: with one sentence of cause and remedy, as the command prints it.
-
-    Example:
-        >>> import capsprune
-        >>> caps = capsprune.attach_capsules(epochs=1)
-        >>> network = capsprune.load_checkpoint(caps.path).network
-        >>> type(network).__name__
-        'CapsuleNetwork'
+attach_capsules = _function(
+    "attach_capsules",
+    "attach-caps",
+    AttachCapsOptions,
+    "Put a capsule head on the pruned trunk, and train it.",
     """
-    return _perform("attach-caps", options, values, progress)
+>>> import capsprune
+>>> caps = capsprune.attach_capsules(epochs=1)
+>>> network = capsprune.load_checkpoint(caps.path).network
+>>> type(network).__name__
+'CapsuleNetwork'
+""",
+)
 
-
-@_signed("export")
-def export_onnx(
-    options: ExportOptions | None = None, /, *, progress: Progress | None = None, **values: Any
-) -> Outcome:
+export_onnx = _function(
+    "export_onnx",
+    "export",
+    ExportOptions,
     """Export the capsule network to one ONNX file, and verify it.
 
-    A network that belongs to no run is written by `capsprune.export.write_onnx`.
-
-    Args:
-        options: of the command `export`; the same by keyword stand before them.
-        progress: where to say how it goes; None to say nothing.
-        values: options by keyword, and those of the run.
-
-    Returns:
-        What came of it: `summary`, `path`, `seconds`.
-
-    Raises:
-        CapspruneError: with one sentence of cause and remedy, as the command prints it.
-
-    Example:
-        >>> import capsprune
-        >>> exported = capsprune.export_onnx()
-        >>> session = capsprune.session(exported.summary.path)
-        >>> [output.name for output in session.get_outputs()]
-        ['class_probabilities', 'poses']
+A network that belongs to no run is written by `capsprune.export.write_onnx`.""",
     """
-    return _perform("export", options, values, progress)
+>>> import capsprune
+>>> exported = capsprune.export_onnx()
+>>> session = capsprune.session(exported.summary.path)
+>>> [output.name for output in session.get_outputs()]
+['class_probabilities', 'poses']
+""",
+)
 
-
-@_signed("profile")
-def profile(
-    options: ProfileOptions | None = None, /, *, progress: Progress | None = None, **values: Any
-) -> Outcome:
-    """Measure the exported network beside the unpruned ones, in ONNX Runtime.
-
-    Args:
-        options: of the command `profile`; the same by keyword stand before them.
-        progress: where to say how it goes; None to say nothing.
-        values: options by keyword, and those of the run.
-
-    Returns:
-        What came of it: `summary`, `path`, `seconds`.
-
-    Raises:
-        CapspruneError: with one sentence of cause and remedy, as the command prints it.
-
-    Example:
-        >>> import capsprune
-        >>> profiled = capsprune.profile(batch=1, repeats=2)
-        >>> list(profiled.summary.variants)
-        ['unpruned, linear', 'unpruned, capsules', 'pruned, capsules']
+profile = _function(
+    "profile",
+    "profile",
+    ProfileOptions,
+    "Measure the exported network beside the unpruned ones, in ONNX Runtime.",
     """
-    return _perform("profile", options, values, progress)
+>>> import capsprune
+>>> profiled = capsprune.profile(batch=1, repeats=2)
+>>> list(profiled.summary.variants)
+['unpruned, linear', 'unpruned, capsules', 'pruned, capsules']
+""",
+)
 
-
-@_signed("analyse")
-def analyse(
-    options: AnalyseOptions | None = None, /, *, progress: Progress | None = None, **values: Any
-) -> Outcome:
-    """Look into the capsules, and measure the accuracy on distorted images.
-
-    Args:
-        options: of the command `analyse`; the same by keyword stand before them.
-        progress: where to say how it goes; None to say nothing.
-        values: options by keyword, and those of the run.
-
-    Returns:
-        What came of it: `summary`, `path`, `seconds`.
-
-    Raises:
-        CapspruneError: with one sentence of cause and remedy, as the command prints it.
-
-    Example:
-        >>> import capsprune
-        >>> analysis = capsprune.analyse(images=20)
-        >>> analysis.summary.images
-        20
+analyse = _function(
+    "analyse",
+    "analyse",
+    AnalyseOptions,
+    "Look into the capsules, and measure the accuracy on distorted images.",
     """
-    return _perform("analyse", options, values, progress)
+>>> import capsprune
+>>> analysis = capsprune.analyse(images=20)
+>>> analysis.summary.images
+20
+""",
+)

@@ -79,9 +79,7 @@ class Table(Generic[EntryT]):
         Raises:
             CapspruneError: if there is none of this name (the message has the nearest names).
         """
-        if name not in self:
-            raise self._error(unknown_name(self.kind, name, self._summaries))
-        if name not in self._entries:
+        if self.check(name) not in self._entries:
             self._entries[name] = resolve(self._places[name])
         return self._entries[name]
 
