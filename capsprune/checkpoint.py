@@ -35,7 +35,7 @@ from capsprune.bounds import (
     cut,
     what_is_wrong,
 )
-from capsprune.capsules.head import FeatureMap, HeadConfig, head_of
+from capsprune.capsules.head import HeadConfig, head_of
 from capsprune.capsules.heads import DYNAMIC, HEADS
 from capsprune.data.preprocessing import Interpolation, Preprocessing
 from capsprune.errors import CapspruneError, CheckpointError, listed, unknown_name
@@ -345,7 +345,7 @@ def build_headed(trunk: nn.Module, head: HeadConfig, data: DataDescription) -> H
     Raises:
         ModelError: if it does not fit the trunk, or nothing is left of images of this size.
     """
-    features = FeatureMap(*trunk_output(trunk, data.image_size))
+    features = trunk_output(trunk, data.image_size)
     return HEADS[head.kind].build(trunk, features, len(data.class_names), head)
 
 

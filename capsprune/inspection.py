@@ -9,7 +9,7 @@ from torch import nn
 
 from capsprune.backbones.registry import backbone, backbone_arguments, build_backbone
 from capsprune.backbones.trunk import trunk_of, trunk_output
-from capsprune.capsules.head import OWN_CLASSIFIER, FeatureMap, head_of
+from capsprune.capsules.head import OWN_CLASSIFIER, head_of
 from capsprune.capsules.heads import DYNAMIC, HEADS
 from capsprune.checkpoint import Checkpoint, load_checkpoint
 from capsprune.errors import RunError
@@ -69,7 +69,7 @@ def inspect_model(options: InspectOptions) -> dict[str, Any]:
     given = {"d1": options.d1, "d2": options.d2, "iterations": options.iterations}
     with torch.device("meta"):  # what is only counted needs no values
         trunk = trunk_of(name, model).to("meta")
-        features = FeatureMap(*trunk_output(trunk, size))
+        features = trunk_output(trunk, size)
         head = HEADS[kind]
         network = head.build(trunk, features, classes, head.configure(kind, features, given))
     costs = network_costs(network, trunk, size, frozen=_or(options.freeze, False))

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from capsprune.backbones.registry import backbone
 from capsprune.errors import ModelError
+
+
+class FeatureMap(NamedTuple):
+    """What a trunk gives to a head: features [batch, S, K, K]."""
+
+    #: S.
+    channels: int
+    #: K.
+    size: int
 
 
 def trunk_of(name: str, model: nn.Module) -> nn.Module:
@@ -45,7 +55,7 @@ def _features_of(model: nn.Module, parts: OrderedDict[str, nn.Module]) -> nn.Mod
 
 
 @torch.no_grad()
-def trunk_output(trunk: nn.Module, image_size: int) -> tuple[int, int]:
+def trunk_output(trunk: nn.Module, image_size: int) -> FeatureMap:
     """Find the channels S and the size K of the trunk's feature map by one forward pass.
 
     Raises:
@@ -67,4 +77,4 @@ def trunk_output(trunk: nn.Module, image_size: int) -> tuple[int, int]:
         ) from error
     finally:
         trunk.train(was_training)
-    return features.shape[1], features.shape[2]
+    return FeatureMap(features.shape[1], features.shape[2])

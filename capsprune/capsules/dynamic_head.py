@@ -7,9 +7,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from capsprune.backbones.trunk import FeatureMap
 from capsprune.bounds import CapsuleSize, ImageSize, IterationCount
 from capsprune.capsules.activity import CapsuleActivity
-from capsprune.capsules.head import FeatureMap, Head, HeadConfig
+from capsprune.capsules.head import Head, HeadConfig
 from capsprune.capsules.loss import margin_loss
 from capsprune.capsules.network import CapsuleNetwork, CapsuleOutput
 from capsprune.capsules.onnx_op import OnnxOperator

@@ -4,27 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from capsprune.backbones.headed import HeadedNetwork
+from capsprune.backbones.trunk import FeatureMap
 from capsprune.bounds import Name
 from capsprune.capsules.heads import HEADS
 from capsprune.capsules.onnx_op import OnnxOperator
 from capsprune.errors import ModelError
 from capsprune.training.objective import CROSS_ENTROPY, Objective
-
-
-class FeatureMap(NamedTuple):
-    """What a trunk gives to a head: features [batch, S, K, K]."""
-
-    #: S.
-    channels: int
-    #: K.
-    size: int
 
 
 class HeadConfig(BaseModel):

@@ -7,7 +7,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from capsprune.backbones.headed import HeadedNetwork
-from capsprune.capsules.head import FeatureMap, Head
+from capsprune.backbones.trunk import FeatureMap
+from capsprune.capsules.head import Head
 from capsprune.capsules.heads import LINEAR
 
 

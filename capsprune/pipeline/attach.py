@@ -9,7 +9,6 @@ from typing import Any
 import torch
 
 from capsprune.backbones.trunk import trunk_output
-from capsprune.capsules.head import FeatureMap
 from capsprune.capsules.heads import HEADS, LINEAR
 from capsprune.checkpoint import (
     Architecture,
@@ -111,7 +110,7 @@ def _train_head(
     """
     session, head = stage.session, HEADS[kind]
     trunk = load_checkpoint(source).trunk
-    features = FeatureMap(*trunk_output(trunk, described.data.image_size))
+    features = trunk_output(trunk, described.data.image_size)
     config = head.configure(kind, features, sizes)
     torch.manual_seed(session.run.seed)
     network = head.build(trunk, features, len(described.data.class_names), config)

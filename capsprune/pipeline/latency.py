@@ -8,7 +8,6 @@ from torch import nn
 
 from capsprune.backbones.registry import backbone
 from capsprune.backbones.trunk import trunk_of, trunk_output
-from capsprune.capsules.head import FeatureMap
 from capsprune.capsules.heads import HEADS
 from capsprune.errors import StrategyError
 from capsprune.options import PruneOptions
@@ -59,7 +58,7 @@ class HeadedLatency:
     def with_head(self, pruned: nn.Module) -> nn.Module:
         """Put an untrained head on the trunk of a backbone, which is left as it is."""
         trunk = trunk_of(self._name, pruned)
-        features = FeatureMap(*trunk_output(trunk, self._image_size))
+        features = trunk_output(trunk, self._image_size)
         head = HEADS[self._kind]
         given = {}
         if "d1" in head.config.model_fields:
