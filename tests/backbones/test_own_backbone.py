@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from open_tables import restored
 from torch import nn
 
 from capsprune.backbones.registry import (
@@ -48,9 +49,7 @@ class Toy(nn.Module):
 
 
 @pytest.fixture(autouse=True)
-def toy(monkeypatch):
-    for table in ("_entries", "_summaries"):
-        monkeypatch.setattr(BACKBONES, table, dict(getattr(BACKBONES, table)))
+def toy():
     record = Backbone(
         ("stem", "block", "last"),
         "out",
@@ -61,7 +60,8 @@ def toy(monkeypatch):
         choose_arguments=lambda size: {"width": 8 if size < 10 else 16},
         mean=(0.5, 0.5, 0.5),
     )
-    return BACKBONES.register("toy", "a network of mine")(record)
+    with restored(BACKBONES):
+        yield BACKBONES.register("toy", "a network of mine")(record)
 
 
 def test_it_is_known_by_name(toy):

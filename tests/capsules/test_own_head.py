@@ -7,6 +7,7 @@ from typing import Annotated
 import numpy as np
 import pytest
 import torch
+from open_tables import restored
 from pydantic import Field
 from torch import nn
 
@@ -77,10 +78,9 @@ class VotesHead(Head):
 
 
 @pytest.fixture(autouse=True)
-def votes(monkeypatch):
-    for table in ("_entries", "_summaries"):
-        monkeypatch.setattr(HEADS, table, dict(getattr(HEADS, table)))
-    return HEADS.register("votes", "votes at each position")(VotesHead())
+def votes():
+    with restored(HEADS):
+        yield HEADS.register("votes", "votes at each position")(VotesHead())
 
 
 @pytest.mark.slow

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cli_runner import call
+from open_tables import restored
 from pydantic import Field
 
 from capsprune.errors import CapspruneError, RunError
@@ -70,11 +72,10 @@ TOY = StageKind(
 
 
 @pytest.fixture
-def _toy(monkeypatch: pytest.MonkeyPatch) -> None:
-    for table in (STAGES, COMMANDS):
-        for name in ("_entries", "_summaries"):
-            monkeypatch.setattr(table, name, dict(getattr(table, name)))
-    add_stage(TOY)
+def _toy() -> Iterator[None]:
+    with restored(STAGES, COMMANDS):
+        add_stage(TOY)
+        yield
 
 
 def make_baseline(runs: Path, id: str) -> None:

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from open_tables import restored
 
 from capsprune import doctor
 from capsprune.data.augmentation import Augmentation
@@ -40,8 +41,6 @@ def read_noise(request: Request) -> Source:
 @pytest.fixture
 def noise(monkeypatch, tmp_path):
     """A toy data set, in the table for the time of a test."""
-    for table in ("_entries", "_summaries"):
-        monkeypatch.setattr(DATA_SETS, table, dict(getattr(DATA_SETS, table)))
     monkeypatch.setenv("CAPSPRUNE_DATA", str(tmp_path))
     toy = DataSet(
         read_noise,
@@ -51,7 +50,8 @@ def noise(monkeypatch, tmp_path):
         places=("noise.bin",),
         remedy="make some noise",
     )
-    return DATA_SETS.register("noise", "random images")(toy)
+    with restored(DATA_SETS):
+        yield DATA_SETS.register("noise", "random images")(toy)
 
 
 @pytest.mark.usefixtures("noise")

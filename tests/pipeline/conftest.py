@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from open_tables import restored
 from toy_pipeline import COLOURS, MADE, TOY, Place
 
 from capsprune.backbones.registry import BACKBONES
@@ -15,10 +16,7 @@ from capsprune.data.names import DATA_SETS
 @pytest.fixture(scope="module")
 def toys(tmp_path_factory):
     """Add a backbone "toy", and a data set "colours", for the tests of one file."""
-    with pytest.MonkeyPatch.context() as patch:
-        for table in (BACKBONES, DATA_SETS):
-            for part in ("_entries", "_summaries"):
-                patch.setattr(table, part, dict(getattr(table, part)))
+    with pytest.MonkeyPatch.context() as patch, restored(BACKBONES, DATA_SETS):
         patch.setenv("CAPSPRUNE_DATA", str(tmp_path_factory.mktemp("data")))
         BACKBONES.register("toy", "two convolutions")(TOY)
         DATA_SETS.register("colours", "noise")(COLOURS)
