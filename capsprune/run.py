@@ -19,7 +19,7 @@ from capsprune.files import (
     read_text,
     write_text,
 )
-from capsprune.lineage import changed_options, find_stale, kept_beside
+from capsprune.lineage import changed_options, find_stale, followed_by, kept_beside
 from capsprune.records import (
     Commit,
     RunRecord,
@@ -75,6 +75,21 @@ class Run:
         """What users are told to give so that a stage is done."""
         return f"capsprune {STAGES[stage].command.words}{self._run_flag}"
 
+    def source_of(self, stage: StageName) -> StageName:
+        """Return the stage that a stage is made from, in this run as it is now.
+
+        Args:
+            stage: one that follows another.
+
+        Returns:
+            Of the stages that it may follow, the first one that is finished; the last one where
+            none is, which `require` will miss.
+        """
+        source = followed_by(stage, self.stages)
+        if source is None:
+            raise ValueError(f"{stage} follows no other stage.")
+        return source
+
     def require(self, stage: StageName, needed_by: str) -> StageRecord:
         """Give a stage's record, checking that its results are there and up to date.
 
@@ -92,10 +107,9 @@ class Run:
             )
         stale = find_stale(stage, self.stages)
         if stale is not None:
-            earlier, later = stale
             raise RunError(
-                f"{later} of run '{self.name}' was made from an older {earlier}; run "
-                f"'{self._command(later)} --overwrite'."
+                f"{stale.stage} of run '{self.name}' was made from {stale.words}; run "
+                f"'{self._command(stale.stage)} --overwrite'."
             )
         if not self.path(stage).exists():
             raise RunError(f"{self.path(stage)} is gone; run '{self._command(stage)} --overwrite'.")
@@ -153,7 +167,11 @@ class Run:
         ]
         if not changed and record.parent == parent:
             return record
-        difference = ", ".join(changed) or "an older input"
+        stale = find_stale(stage, self.stages)
+        source = "an older input"
+        if stale is not None and stale.stage == stage and stale.made_from is not None:
+            source = f"{stale.made_from} as input instead of {stale.source}"
+        difference = ", ".join(changed) or source
         raise RunError(
             f"Run '{self.name}' has a finished {stage} already, made with {difference}; give "
             "--overwrite to replace it, or another --run."

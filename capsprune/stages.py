@@ -126,8 +126,8 @@ class StageKind:
     command: Command
     #: What its result holds.
     summary: type[StageSummary] = StageSummary
-    #: What it is made from: another stage.
-    follows: str | None = None
+    #: What it may be made from: of these stages, the first one that is finished.
+    follows: tuple[str, ...] = ()
     #: Leaves one JSON file, not a folder.
     is_file: bool = False
     #: Leaves a checkpoint.
@@ -220,7 +220,7 @@ add_stage(
             begins=True,
         ),
         summary=NetworkSummary,
-        follows="baseline",
+        follows=("baseline",),
         is_checkpoint=True,
         title="Pruned backbone",
         network="pruned, linear",
@@ -255,7 +255,7 @@ add_stage(
             stage="caps",
         ),
         summary=HeadSummary,
-        follows="pruned",
+        follows=("pruned",),
         is_checkpoint=True,
         title="Pruned capsule network",
         network="pruned, capsules",
@@ -278,7 +278,7 @@ add_stage(
             stage="linear",
         ),
         summary=HeadSummary,
-        follows="pruned",
+        follows=("pruned",),
         is_checkpoint=True,
         title="Pruned backbone with a new linear classifier",
         network="pruned, linear, again",
@@ -299,7 +299,7 @@ add_stage(
             flags="--onnx",
         ),
         summary=ExportSummary,
-        follows="caps",
+        follows=("caps",),
         title="ONNX file",
         in_recipes="always",
         in_cells=True,
@@ -319,7 +319,7 @@ add_stage(
             stage="profile",
         ),
         summary=ProfileSummary,
-        follows="onnx",
+        follows=("onnx",),
         is_file=True,
         title="Profile in ONNX Runtime",
         in_recipes="by default",
@@ -341,7 +341,7 @@ add_stage(
             stage="analysis",
         ),
         summary=AnalysisSummary,
-        follows="caps",
+        follows=("caps",),
         is_file=True,
         title="Analysis",
         in_cells=True,

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from capsprune.lineage import changed_options, find_stale, kept_beside, line_of
+from capsprune.lineage import Stale, changed_options, find_stale, kept_beside, line_of
 from capsprune.records import StageRecord, read_record, write_record
 from capsprune.run import open_run
 from capsprune.stages import STAGES
@@ -120,7 +120,11 @@ def test_nothing_is_stale_where_all_are_of_each_other(stage: str) -> None:
 
 def test_what_was_made_from_an_older_one_is_stale_with_what_follows() -> None:
     anew = {**RECORDS, "pruned": record("p2", "b")}
-    assert find_stale("caps", anew) == find_stale("onnx", anew) == ("pruned", "caps")
+    assert (
+        find_stale("caps", anew)
+        == find_stale("onnx", anew)
+        == Stale("caps", "pruned", made_from=None)
+    )
     assert find_stale("pruned", anew) is None
     assert find_stale("linear", anew) is None  # of a checkpoint that was named
 

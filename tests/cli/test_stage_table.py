@@ -65,7 +65,7 @@ TOY = StageKind(
         stage="doubled",
     ),
     summary=DoubledSummary,
-    follows="baseline",
+    follows=("baseline",),
     is_file=True,
     title="Doubled",
 )
@@ -171,4 +171,4 @@ def test_each_stage_says_what_makes_it(name: str) -> None:
     assert kind.command.stage == kind.name == name
     assert COMMANDS[kind.command.name] is kind.command
     assert callable(kind.function) and callable(kind.command.show)
-    assert kind.follows is None or kind.follows in STAGES
+    assert all(stage in STAGES for stage in kind.follows)

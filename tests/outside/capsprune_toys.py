@@ -146,7 +146,7 @@ add_stage(
     StageKind(
         "weight",
         Command("weigh", WeighOptions, SessionOptions, weigh, "Weigh it.", show, stage="weight"),
-        follows="caps",
+        follows=("caps",),
         is_file=True,
         title="Weight",
     )
