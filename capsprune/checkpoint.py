@@ -50,6 +50,8 @@ WEIGHTS = "model.safetensors"
 ARCHITECTURE = "architecture.json"
 METRICS = "metrics.jsonl"
 
+#: What the names of a trunk's layers begin with in a network with a head.
+_TRUNK = "trunk."
 #: Tag of the dynamic head in older files.
 _CAPSULES = "capsules"
 
@@ -112,6 +114,13 @@ def _read_head(head: Any) -> Any:
 StoredHead = Annotated[SerializeAsAny[HeadConfig], BeforeValidator(_read_head)]
 
 
+#: Channel counts by layer.
+_Channels = Annotated[
+    dict[Name, dict[Annotated[str, Field(pattern="^(in|out)$")], ChannelCount]],
+    Field(max_length=MAX_ENTRIES),
+]
+
+
 @dataclass(frozen=True)
 class Blueprint:
     """What a network was made from: an unpruned backbone, and what it expects to see."""
@@ -146,10 +155,10 @@ class Architecture(BaseModel):
     arguments: dict[Name, int]
     data: DataDescription
     #: Channel counts by layer: of the backbone, or of the trunk where there is a head.
-    channels: Annotated[
-        dict[Name, dict[Annotated[str, Field(pattern="^(in|out)$")], ChannelCount]],
-        Field(max_length=MAX_ENTRIES),
-    ]
+    channels: _Channels
+    #: Channel counts of the head's layers, by their names in the network; None without a head, and
+    #: in older checkpoints, whose heads follow from their trunks.
+    head_channels: _Channels | None = None
     #: What was put in place of the backbone's own pooling and classifier.
     head: StoredHead | None
     #: Digest of the split by which it was trained, which lies beside it; None where it is not
@@ -190,6 +199,10 @@ def describe(
         parent: id of the checkpoint that it was made from.
         metrics: what was measured.
     """
+    trunk, head_channels = network, None
+    head = head_of(network).describe(network)
+    if isinstance(network, HeadedNetwork):
+        trunk, head_channels = network.trunk, _head_channels(network)
     return Architecture(
         id=uuid.uuid4().hex,
         parent=parent,
@@ -197,10 +210,20 @@ def describe(
         model=blueprint.model,
         arguments=dict(blueprint.arguments),
         data=blueprint.data,
-        channels=layer_channels(network.trunk if isinstance(network, HeadedNetwork) else network),
-        head=head_of(network).describe(network),
+        channels=layer_channels(trunk),
+        head_channels=head_channels,
+        head=head,
         metrics=dict(metrics),
     )
+
+
+def _head_channels(network: HeadedNetwork) -> dict[str, dict[str, int]]:
+    """Return the channel counts of a head's layers, by their names in the network."""
+    return {
+        name: counts
+        for name, counts in layer_channels(network).items()
+        if not name.startswith(_TRUNK)
+    }
 
 
 def save_checkpoint(
@@ -334,7 +357,11 @@ def _build(architecture: Architecture) -> nn.Module:
         else:
             trunk = trunk_of(architecture.model, network)
             resize_layers(trunk, architecture.channels)
-            network = build_headed(trunk, architecture.head, architecture.data)
+            headed = build_headed(trunk, architecture.head, architecture.data)
+            if architecture.head_channels is not None:
+                in_trunk = {_TRUNK + name: counts for name, counts in architecture.channels.items()}
+                resize_layers(headed, in_trunk | architecture.head_channels)
+            network = headed
         network.eval()(torch.empty(1, 3, size, size))
         return network
 

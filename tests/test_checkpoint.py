@@ -23,6 +23,7 @@ from capsprune.checkpoint import (
 from capsprune.data.preprocessing import Preprocessing
 from capsprune.errors import CheckpointError
 from capsprune.files import parse_json
+from capsprune.pruning.capsule_groups import find_capsule_groups
 from capsprune.pruning.channels import prune_channels
 from capsprune.pruning.criteria import l1_ranking
 from capsprune.pruning.groups import find_groups
@@ -94,6 +95,20 @@ def test_any_pruned_shape_comes_back(tmp_path_factory, name, fraction, head):
     assert not loaded.network.training
     rows = (directory / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(row)["epoch"] for row in rows] == [0, 1]
+
+
+def test_a_network_whose_head_was_pruned_comes_back(tmp_path):
+    network, described = network_of("mobilenet_v1", 0.8, "capsules")
+    groups = find_capsule_groups(network, 32)
+    kept = np.maximum(groups.channels - 3, 1)
+    slim = prune_channels(network, groups, l1_ranking(network, groups), kept).eval()
+    architecture = describe(slim, described.blueprint, parent="p", metrics={})
+    save_checkpoint(tmp_path / "slim", slim, architecture)
+    loaded = load_checkpoint(tmp_path / "slim").network
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    for ours, theirs in zip(outputs(slim, images), outputs(loaded, images), strict=True):
+        torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-6)
+    assert loaded.output_caps.weight.shape[1] < network.output_caps.weight.shape[1]
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from capsprune.capsules.loss import margin_loss
     from capsprune.capsules.network import CapsuleNetwork, CapsuleOutput
     from capsprune.capsules.output import OutputCaps
-    from capsprune.capsules.primary import PrimaryCaps
+    from capsprune.capsules.primary.base import PrimaryCaps
     from capsprune.capsules.routing import dynamic_routing, squash
 
 __all__ = [
@@ -29,7 +29,7 @@ __getattr__ = lazy_names(
         "CapsuleNetwork": "network",
         "CapsuleOutput": "network",
         "OutputCaps": "output",
-        "PrimaryCaps": "primary",
+        "PrimaryCaps": "primary.base",
         "dynamic_routing": "routing",
         "margin_loss": "loss",
         "squash": "routing",

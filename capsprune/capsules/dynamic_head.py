@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import AfterValidator
 from torch import Tensor, nn
 
 from capsprune.backbones.trunk import FeatureMap
-from capsprune.bounds import CapsuleSize, ImageSize, IterationCount
+from capsprune.bounds import CapsuleSize, ChannelCount, ImageSize, IterationCount, Name
 from capsprune.capsules.activity import CapsuleActivity
 from capsprune.capsules.head import Head, HeadConfig
 from capsprune.capsules.loss import margin_loss
 from capsprune.capsules.network import CapsuleNetwork, CapsuleOutput
 from capsprune.capsules.onnx_op import OnnxOperator
+from capsprune.capsules.primary.names import DENSE, PRIMARIES
 from capsprune.capsules.routing_trace import RoutingTrace
-from capsprune.errors import ModelError
+from capsprune.errors import ModelError, unknown_name
 from capsprune.training.objective import Objective
+
+
+def _known_primary(kind: str) -> str:
+    if kind not in PRIMARIES:
+        raise ValueError(unknown_name("kind of PrimaryCaps", kind, PRIMARIES))
+    return kind
 
 
 class DynamicConfig(HeadConfig):
@@ -28,6 +36,12 @@ class DynamicConfig(HeadConfig):
     d1: CapsuleSize = 8
     d2: CapsuleSize = 16
     iterations: IterationCount = 3
+    #: Kind of PrimaryCaps; its types at each position and its rank, where it has any; and its
+    #: capsules, where they do not follow from the trunk.
+    primary: Annotated[Name, AfterValidator(_known_primary)] = DENSE
+    types: ChannelCount | None = None
+    rank: ChannelCount | None = None
+    capsules: ChannelCount | None = None
 
 
 class CapsuleTrace:
@@ -108,18 +122,19 @@ class DynamicHead(Head):
         """Read the config off the layers."""
         return DynamicConfig(
             kind=network.kind,
-            feature_size=network.primary_caps.conv.kernel_size[0],
+            feature_size=network.primary_caps.feature_size,
             d1=network.primary_caps.d1,
             d2=network.output_caps.weight.shape[3],
             iterations=network.output_caps.iterations,
+            primary=network.primary_caps.kind,
+            **network.primary_caps.stored(),
         )
 
     def sizes(self, network: CapsuleNetwork) -> dict[str, int]:
         """Return S, K and I."""
-        conv = network.primary_caps.conv
         return {
-            "bottleneck_channels": conv.in_channels,
-            "feature_size": conv.kernel_size[0],
+            "bottleneck_channels": network.primary_caps.in_channels,
+            "feature_size": network.primary_caps.feature_size,
             "primary_capsules": network.output_caps.weight.shape[1],
         }
 

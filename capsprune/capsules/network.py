@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from capsprune.backbones.headed import HeadedNetwork
+from capsprune.backbones.trunk import FeatureMap
 from capsprune.capsules.heads import DYNAMIC
 from capsprune.capsules.output import OutputCaps
-from capsprune.capsules.primary import PrimaryCaps
+from capsprune.capsules.primary.names import DENSE, PRIMARIES
 
 
 class CapsuleOutput(NamedTuple):
@@ -37,6 +38,10 @@ class CapsuleNetwork(HeadedNetwork):
         d1: int = 8,
         d2: int = 16,
         iterations: int = 3,
+        primary: str = DENSE,
+        types: int | None = None,
+        rank: int | None = None,
+        capsules: int | None = None,
     ) -> None:
         """Put a capsule head on a trunk.
 
@@ -48,12 +53,18 @@ class CapsuleNetwork(HeadedNetwork):
             d1: values in a primary capsule.
             d2: values in an output capsule.
             iterations: routing iterations.
+            primary: kind of PrimaryCaps, one of `PRIMARIES`.
+            types: of primary capsules at each position, for kinds that keep positions.
+            rank: of a factored PrimaryCaps.
+            capsules: I, where it does not follow from the trunk.
 
         Raises:
-            ModelError: if S < D1.
+            ModelError: if PrimaryCaps does not fit the trunk, as where S < D1, or lacks an option.
         """
         super().__init__(trunk)
-        self.primary_caps = PrimaryCaps(channels, feature_size, d1)
+        self.primary_caps = PRIMARIES[primary].make(
+            FeatureMap(channels, feature_size), d1, types=types, rank=rank, capsules=capsules
+        )
         self.output_caps = OutputCaps(self.primary_caps.capsules, classes, d1, d2, iterations)
 
     def forward(self, images: Tensor) -> CapsuleOutput:

@@ -187,8 +187,13 @@ def _node_maker() -> Any:
 def _routing_node(
     u: Any, weight: Any, bias: Any, iterations: int, epsilon: float, all_gradients: bool = False
 ) -> Any:
-    """Translate `torch.ops.capsprune.dynamic_routing` to one node."""
+    """Translate `torch.ops.capsprune.dynamic_routing` to one node.
+
+    One iteration is a matrix product and a squash, which need no kernel of ours.
+    """
     del all_gradients  # A file has no gradients.
+    if iterations == 1:
+        return _routing_ops(u, weight, bias, iterations, epsilon)
     return _node_maker()(u, weight, bias, iterations=iterations, epsilon=epsilon)
 
 

@@ -19,7 +19,7 @@ class _UpToPrimaryCaps(HeadedNetwork):
     def __init__(self, network: CapsuleNetwork) -> None:
         super().__init__(network.trunk)
         self.trunk_frozen = network.trunk_frozen
-        self.primary_caps = nn.ModuleDict({"conv": network.primary_caps.conv})
+        self.primary_caps = nn.ModuleDict({"conv": network.primary_caps.get_submodule("conv")})
         self.training = network.training
 
     def forward(self, images: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from capsprune.capsules.cost import routing_macs
 from capsprune.capsules.output import OutputCaps
-from capsprune.capsules.primary import PrimaryCaps
+from capsprune.capsules.primary.base import PrimaryCaps
 from capsprune.pruning.layers import Axis, PassingLayer, PrunableLayer, adapts
 
 

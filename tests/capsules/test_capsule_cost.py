@@ -4,15 +4,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from capsprune.capsules import PrimaryCaps
 from capsprune.capsules.cost import routing_macs
+from capsprune.capsules.primary import DensePrimaryCaps
 from capsprune.pruning.cost import count_macs
 
 
 @settings(max_examples=10)
 @given(channels=st.integers(4, 20), size=st.integers(1, 4), d1=st.integers(1, 4))
 def test_primary_caps_cost_what_fvcore_counts(channels, size, d1):
-    layer = PrimaryCaps(channels, size, d1)
+    layer = DensePrimaryCaps(channels, size, d1)
     counted = FlopCountAnalysis(layer, torch.zeros(1, channels, size, size))
     counted.unsupported_ops_warnings(False)
     network = nn.Sequential(nn.Conv2d(3, channels, 1), layer)

@@ -4,7 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from capsprune.capsules import CapsuleNetwork, OutputCaps, PrimaryCaps, margin_loss, squash
+from capsprune.capsules import CapsuleNetwork, OutputCaps, margin_loss, squash
+from capsprune.capsules.primary import DensePrimaryCaps
 from capsprune.errors import ModelError
 
 
@@ -45,7 +46,7 @@ def test_squash_in_half_precision_is_that_of_single_precision(dtype, length):
 
 def test_long_capsules_stay_finite_under_autocast():
     torch.manual_seed(0)
-    layers = nn.Sequential(PrimaryCaps(16, 2, d1=8), OutputCaps(2, 3, d1=8, d2=4))
+    layers = nn.Sequential(DensePrimaryCaps(16, 2, d1=8), OutputCaps(2, 3, d1=8, d2=4))
     with torch.no_grad():
         layers[0].conv.weight.fill_(1.0)
     features = torch.full((2, 16, 2, 2), 100.0)
@@ -58,7 +59,7 @@ def test_long_capsules_stay_finite_under_autocast():
 
 
 def test_channel_c_belongs_to_capsule_c_div_d1():
-    layer = PrimaryCaps(channels=11, kernel_size=2, d1=3)  # 3 capsules, 2 channels left over
+    layer = DensePrimaryCaps(channels=11, kernel_size=2, d1=3)  # 3 capsules, 2 channels left over
     assert layer.capsules == 3 and layer.conv.out_channels == 9
     with torch.no_grad():
         layer.conv.weight.zero_()
@@ -69,7 +70,7 @@ def test_channel_c_belongs_to_capsule_c_div_d1():
 
 
 def test_primary_caps_sum_over_the_whole_feature_map():
-    layer = PrimaryCaps(channels=4, kernel_size=3, d1=4)
+    layer = DensePrimaryCaps(channels=4, kernel_size=3, d1=4)
     features = torch.randn(2, 4, 3, 3)
     sums = torch.einsum("bchw,ochw->bo", features, layer.conv.weight) + layer.conv.bias
     torch.testing.assert_close(layer(features), squash(sums.view(2, 1, 4)), rtol=1e-4, atol=1e-5)
@@ -77,8 +78,8 @@ def test_primary_caps_sum_over_the_whole_feature_map():
 
 def test_fewer_channels_than_values_make_no_capsule():
     with pytest.raises(ModelError, match=r"7 channels.*8 values.*--d1"):
-        PrimaryCaps(channels=7, kernel_size=2, d1=8)
-    assert PrimaryCaps(channels=8, kernel_size=2, d1=8).capsules == 1
+        DensePrimaryCaps(channels=7, kernel_size=2, d1=8)
+    assert DensePrimaryCaps(channels=8, kernel_size=2, d1=8).capsules == 1
 
 
 def test_output_caps_begin_as_published():

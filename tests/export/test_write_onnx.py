@@ -15,7 +15,8 @@ from onnx.reference import ReferenceEvaluator
 from torch import nn
 
 import capsprune
-from capsprune.capsules import CapsuleNetwork, OutputCaps, PrimaryCaps
+from capsprune.capsules import CapsuleNetwork, OutputCaps
+from capsprune.capsules.primary import DensePrimaryCaps
 from capsprune.errors import ExportError
 from capsprune.export import translations, write_onnx
 from capsprune.export.ort import onnxruntime
@@ -219,11 +220,11 @@ class RoutesThrice(nn.Module):
     def __init__(self):
         super().__init__()
         self.trunk = trunk()
-        self.primary_caps = PrimaryCaps(16, SIZE // 4, 8)
+        self.primary_caps = DensePrimaryCaps(16, SIZE // 4, 8)
         self.layers = nn.Sequential(
-            OutputCaps(2, 6, 8, 8, iterations=1),
+            OutputCaps(2, 6, 8, 8, iterations=2),
             OutputCaps(6, 4, 8, 8, iterations=3),
-            OutputCaps(4, 5, 8, 4, iterations=1),
+            OutputCaps(4, 5, 8, 4, iterations=2),
         )
 
     def forward(self, x):
@@ -247,6 +248,16 @@ def test_several_kinds_of_routing_go_into_one_file(tmp_path):
     with torch.no_grad():
         expected = network(few).softmax(dim=1)
     torch.testing.assert_close(torch.from_numpy(probabilities), expected, atol=1e-4, rtol=0)
+
+
+def test_one_iteration_needs_no_operator_of_ours(tmp_path):
+    network = capsule_network(iterations=1)
+    report = export(network, tmp_path / "model.onnx")
+    assert report.max_abs_difference < 1e-4
+    model = onnx.load(tmp_path / "model.onnx")
+    assert {node.domain for node in model.graph.node} == {""}
+    assert not model.functions
+    assert [o.domain for o in model.opset_import] == [""]
 
 
 class OtherwiseWhenExported(nn.Module):

@@ -11,8 +11,9 @@ from torch import nn
 
 from capsprune.backbones.registry import backbone_arguments, build_backbone
 from capsprune.backbones.trunk import trunk_of, trunk_output
-from capsprune.capsules import CapsuleNetwork, OutputCaps, PrimaryCaps, margin_loss
+from capsprune.capsules import CapsuleNetwork, OutputCaps, margin_loss
 from capsprune.capsules.cost import routing_macs
+from capsprune.capsules.primary import DensePrimaryCaps
 from capsprune.pruning.capsule_groups import find_capsule_groups
 from capsprune.pruning.channels import layer_channels, prune_channels, resize_layers
 from capsprune.pruning.cost import CostModel, count_macs, count_parameters
@@ -34,7 +35,7 @@ class Head(nn.Module):
 
     def __init__(self, d1=4, d2=5, iterations=3):
         super().__init__()
-        self.primary_caps = PrimaryCaps(3 * d1, 6, d1)
+        self.primary_caps = DensePrimaryCaps(3 * d1, 6, d1)
         self.primary_caps.conv = nn.Conv2d(3, 3 * d1, 6)
         self.output_caps = OutputCaps(3, 2, d1, d2, iterations)
 

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from torch import nn
 from torchvision.models.convnext import LayerNorm2d
 
-from capsprune.capsules import OutputCaps, PrimaryCaps
+from capsprune.capsules import OutputCaps
 from capsprune.capsules.cost import routing_macs
+from capsprune.capsules.primary import DensePrimaryCaps
 from capsprune.errors import CheckpointError, ModelError
 from capsprune.pruning.channels import layer_channels, prune_channels, resize_layers
 from capsprune.pruning.cost import CostModel, count_macs, count_parameters
@@ -162,7 +163,7 @@ def test_channels_last_and_frozen_stay():
 
 
 def test_primary_capsules_are_counted_in_capsules():
-    layer = PrimaryCaps(24, 2, d1=4)
+    layer = DensePrimaryCaps(24, 2, d1=4)
     wrapped = adapter(layer)
     assert wrapped.size("out") == 6 and not wrapped.produces and wrapped.parameters == 0
     adapter(layer.conv).select({"out": torch.tensor([0, 1, 2, 3, 16, 17, 18, 19])})
