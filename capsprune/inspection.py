@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -9,7 +10,7 @@ from torch import nn
 
 from capsprune.backbones.registry import backbone, backbone_arguments, build_backbone
 from capsprune.backbones.trunk import trunk_of, trunk_output
-from capsprune.capsules.head import OWN_CLASSIFIER, head_of
+from capsprune.capsules.head import OWN_CLASSIFIER, TRUNK, head_of
 from capsprune.capsules.heads import DYNAMIC, HEADS
 from capsprune.checkpoint import Checkpoint, load_checkpoint
 from capsprune.errors import RunError
@@ -20,8 +21,8 @@ from capsprune.pruning.criteria import l1_ranking
 from capsprune.pruning.groups import find_groups
 from capsprune.pruning.strategy import read_strategy
 from capsprune.run import Run
-from capsprune.stages import checkpoint_stages
-from capsprune.summaries import NetworkSummary
+from capsprune.stages import STAGES, checkpoint_stages
+from capsprune.summaries import NetworkSummary, ProfileSummary
 
 #: Passes of the trunk in a training step, as the paper counts: forward, and twice that backward.
 _PASSES_FINETUNED = 3
@@ -92,6 +93,10 @@ def inspect_run(run: Run, options: InspectOptions) -> dict[str, dict[str, Any]]:
         run: which.
         options: without a model and a strategy.
 
+    Returns:
+        By stage its costs. `milliseconds`, of networks that the run's profile has: by batch size
+        the median of a run as `all`, and the shares in it of the parts that the file tells apart.
+
     Raises:
         RunError: if the run has no checkpoint yet, or an option asks for other networks than the
             run's.
@@ -109,13 +114,33 @@ def inspect_run(run: Run, options: InspectOptions) -> dict[str, dict[str, Any]]:
             f"Run '{run.name}' has no checkpoint yet; first run 'capsprune prune --model MODEL', "
             "or give --model."
         )
+    measured = _milliseconds(run)
     return {
-        stage: checkpoint_costs(
-            load_checkpoint(run.path(stage)),
-            frozen=run.stages[stage].summary_as(NetworkSummary).is_frozen,
-        )
+        stage: {
+            **checkpoint_costs(
+                load_checkpoint(run.path(stage)),
+                frozen=run.stages[stage].summary_as(NetworkSummary).is_frozen,
+            ),
+            **({"milliseconds": measured[stage]} if stage in measured else {}),
+        }
         for stage in done
     }
+
+
+def _milliseconds(run: Run) -> dict[str, dict[str, dict[str, float]]]:
+    """Return what the run's profile, if it is of these networks, measured: by stage and batch."""
+    if "profile" not in run.stages or "profile" in run.unusable("inspect"):
+        return {}
+    stages = {STAGES[stage].network: stage for stage in checkpoint_stages()}
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for row in run.stages["profile"].summary_as(ProfileSummary).measurements:
+        if row.variant in stages and stages[row.variant] in run.stages:
+            shares = row.part_shares or {}
+            found.setdefault(stages[row.variant], {})[str(row.batch)] = {
+                "all": row.latency_ms,
+                **{part: row.latency_ms * share for part, share in shares.items()},
+            }
+    return found
 
 
 T = TypeVar("T")
@@ -149,7 +174,9 @@ def network_costs(
 
     Returns:
         `trunk_macs`, `forward_macs`, `training_flops` (as the paper counts), `parameters`, with a
-        head `head_macs`, and what sizes the head has.
+        head `head_macs`, and what sizes the head has. `parts`: the `macs`, `parameters` and
+        `weight_bytes` (of parameters and statistics, as a checkpoint stores them) of the trunk, and
+        of each part of what stands on it.
     """
     in_trunk = set(trunk.modules())
     trunk_macs, layer_macs = 0, {}
@@ -169,4 +196,28 @@ def network_costs(
         # The paper counts convolutions only: the trunk's and the head's.
         "training_flops": passes * (trunk_macs + costs.convolution_macs),
         "parameters": count_parameters(network),
+        "parts": _parts(network, trunk, {TRUNK: trunk_macs, **costs.part_macs}),
     }
+
+
+def _parts(
+    network: nn.Module, trunk: nn.Module, part_macs: Mapping[str, int]
+) -> dict[str, dict[str, int]]:
+    """Return what each part of a network costs, the trunk first.
+
+    Args:
+        network: as a whole.
+        trunk: its trunk.
+        part_macs: multiply-accumulates by part.
+    """
+    head = head_of(network)
+    parts = {
+        part: {"macs": macs, "parameters": 0, "weight_bytes": 0} for part, macs in part_macs.items()
+    }
+    in_trunk = {*map(id, trunk.parameters()), *map(id, trunk.buffers())}
+    for name, tensor in (*network.named_parameters(), *network.named_buffers()):
+        name_of_part = TRUNK if id(tensor) in in_trunk else head.part_of(name)
+        part = parts.setdefault(name_of_part, {"macs": 0, "parameters": 0, "weight_bytes": 0})
+        part["parameters"] += tensor.numel() if isinstance(tensor, nn.Parameter) else 0
+        part["weight_bytes"] += tensor.numel() * tensor.element_size()
+    return parts

@@ -105,6 +105,14 @@ class StageSummary(Figures):
 ClassScore = TypedDict("ClassScore", {"class": Text, "images": Count, "accuracy": Share | None})
 
 
+class PartSummary(Figures):
+    """What a part of a network costs."""
+
+    macs: Count
+    parameters: Count
+    weight_bytes: Count
+
+
 class NetworkSummary(StageSummary):
     """Of the stages whose result is a network."""
 
@@ -137,6 +145,7 @@ class NetworkSummary(StageSummary):
     bottleneck_channels: _GivenCount = None
     feature_size: _GivenCount = None
     primary_capsules: _GivenCount = None
+    parts: Annotated[dict[Name, PartSummary], Field(max_length=100)] = {}
     trunk_macs: _GivenCount = None
     head_macs: _GivenCount = None
     training_flops: _GivenCount = None
@@ -204,6 +213,7 @@ class MeasurementSummary(Figures):
     energy_joules_per_image: Number | None = None
     portable_latency_ms: Amount | None = None
     portable_routing_share: Amount | None = None
+    part_shares: Annotated[dict[Name, Amount], Field(max_length=100)] | None = None
 
 
 Measurements = Annotated[list[MeasurementSummary], Field(min_length=1, max_length=MAX_ENTRIES)]

@@ -49,6 +49,22 @@ def test_figures_are_those_of_the_network_itself(name, size):
     assert result["forward_macs"] == result["trunk_macs"] + result["head_macs"] > convolutions
 
 
+def test_parts_add_up_to_the_network():
+    options = InspectOptions(model="mobilenet_v1", image_size=32, classes=7, d2=6, iterations=2)
+    result = inspect_model(options)
+    parts = result["parts"]
+    assert list(parts) == ["trunk", "primary_caps", "output_caps", "routing"]
+    for key, total in (("macs", "forward_macs"), ("parameters", "parameters")):
+        assert sum(part[key] for part in parts.values()) == result[total]
+    capsules = result["primary_capsules"]
+    assert parts["output_caps"]["macs"] == 7 * capsules * 8 * 6  # the votes
+    assert parts["output_caps"]["parameters"] == 7 * capsules * 8 * 6 + 7 * 6
+    assert parts["routing"] == {"macs": 3 * 7 * capsules * 6, "parameters": 0, "weight_bytes": 0}
+    assert parts["primary_caps"]["weight_bytes"] == 4 * parts["primary_caps"]["parameters"]
+    # Statistics of norms are stored too.
+    assert parts["trunk"]["weight_bytes"] > 4 * parts["trunk"]["parameters"]
+
+
 def test_a_frozen_trunk_trains_for_less():
     finetuned, frozen = (
         inspect_model(InspectOptions(model="resnet18", image_size=32, classes=5, freeze=freeze))

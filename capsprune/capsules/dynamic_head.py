@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Annotated, Any
 
 from pydantic import AfterValidator
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from capsprune.backbones.trunk import FeatureMap
 from capsprune.bounds import CapsuleSize, ChannelCount, ImageSize, IterationCount, Name
 from capsprune.capsules.activity import CapsuleActivity
-from capsprune.capsules.head import Head, HeadConfig
+from capsprune.capsules.head import ROUTING, Head, HeadConfig, HeadCosts
 from capsprune.capsules.loss import margin_loss
 from capsprune.capsules.network import CapsuleNetwork, CapsuleOutput
 from capsprune.capsules.onnx_op import OnnxOperator
@@ -19,6 +20,9 @@ from capsprune.capsules.primary.names import DENSE, PRIMARIES
 from capsprune.capsules.routing_trace import RoutingTrace
 from capsprune.errors import ModelError, unknown_name
 from capsprune.training.objective import Objective
+
+#: The part that gives the votes, as the network names its layer.
+OUTPUT_CAPS = "output_caps"
 
 
 def _known_primary(kind: str) -> str:
@@ -130,6 +134,19 @@ class DynamicHead(Head):
             **network.primary_caps.stored(),
         )
 
+    def costs(self, network: CapsuleNetwork, layer_macs: Mapping[str, int]) -> HeadCosts:
+        """Count what the layers cost, the votes of OutputCaps apart from their routing."""
+        counted = super().costs(network, layer_macs)
+        votes = network.output_caps.weight.numel()
+        part_macs = dict(counted.part_macs)
+        part_macs[ROUTING] = part_macs[OUTPUT_CAPS] - votes
+        part_macs[OUTPUT_CAPS] = votes
+        return replace(counted, part_macs=part_macs)
+
+    def part_of(self, name: str) -> str:
+        """Return PrimaryCaps or OutputCaps."""
+        return name.partition(".")[0]
+
     def sizes(self, network: CapsuleNetwork) -> dict[str, int]:
         """Return S, K and I."""
         return {
@@ -144,9 +161,9 @@ class DynamicHead(Head):
 
     def operators(self) -> tuple[OnnxOperator, ...]:
         """Return the routing."""
-        from capsprune.capsules.routing_op import ROUTING  # which takes onnx to import
+        from capsprune.capsules import routing_op  # which takes onnx to import
 
-        return (ROUTING,)
+        return (routing_op.ROUTING,)
 
     def trace(self, network: CapsuleNetwork) -> CapsuleTrace:
         """Return what looks into primary capsules and routing."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -28,16 +28,27 @@ class HeadConfig(BaseModel):
     kind: Name
 
 
+#: The part of every network with a head that is not the head's.
+TRUNK = "trunk"
+#: The part that the operators of a head are, beside its layers.
+ROUTING = "routing"
+
+
 @dataclass(frozen=True)
 class HeadCosts:
     """What a head costs beside the trunk, for one image."""
 
-    #: Multiply-accumulates, routing included.
-    macs: int
+    #: Multiply-accumulates by part of the head, routing included.
+    part_macs: Mapping[str, int]
     #: Those of them that the paper counts in a training step: of convolutions alone.
     convolution_macs: int
     #: Sizes that a stage's summary has too, by name.
     sizes: Mapping[str, int]
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of all parts."""
+        return sum(self.part_macs.values())
 
 
 class Trace(Protocol):
@@ -137,8 +148,12 @@ class Head:
                 forward pass, by their names in the network. Layers that are neither convolutions
                 nor linear are counted by their adapter (`capsprune.pruning.layers.adapts`).
         """
+        part_macs: dict[str, int] = {}
+        for name, macs in layer_macs.items():
+            part = self.part_of(name)
+            part_macs[part] = part_macs.get(part, 0) + macs
         return HeadCosts(
-            macs=sum(layer_macs.values()),
+            part_macs=part_macs,
             convolution_macs=sum(
                 macs
                 for name, macs in layer_macs.items()
@@ -146,6 +161,14 @@ class Head:
             ),
             sizes=self.sizes(network),
         )
+
+    def part_of(self, name: str) -> str:
+        """Return the part of the head that something belongs to: costs are told by part.
+
+        Args:
+            name: of a layer, a parameter or a buffer of the network, which is not the trunk's.
+        """
+        return "head"
 
     def sizes(self, network: Any) -> dict[str, int]:
         """Return sizes of the head that a stage's summary has too, by name."""
@@ -189,7 +212,11 @@ class OwnClassifier(Head):
 
     def costs(self, network: Any, layer_macs: Mapping[str, int]) -> HeadCosts:
         """Count the classifier, which the paper does not, whatever layers it is made of."""
-        return HeadCosts(macs=sum(layer_macs.values()), convolution_macs=0, sizes={})
+        return replace(super().costs(network, layer_macs), convolution_macs=0)
+
+    def part_of(self, name: str) -> str:
+        """Return the classifier."""
+        return "classifier"
 
 
 OWN_CLASSIFIER = OwnClassifier()

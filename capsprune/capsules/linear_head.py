@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from capsprune.backbones.headed import HeadedNetwork
 from capsprune.backbones.trunk import FeatureMap
-from capsprune.capsules.head import Head
+from capsprune.capsules.head import OWN_CLASSIFIER, Head
 from capsprune.capsules.heads import LINEAR
 
 
@@ -42,6 +42,10 @@ class LinearHead(Head):
     ) -> LinearNetwork:
         """Put the layer on a trunk."""
         return LinearNetwork(trunk, channels=features.channels, classes=classes)
+
+    def part_of(self, name: str) -> str:
+        """Return the classifier, as of a backbone with its own."""
+        return OWN_CLASSIFIER.part_of(name)
 
     def words(self, network: LinearNetwork, features: FeatureMap) -> str:
         """Say what was put on the trunk."""

@@ -21,10 +21,12 @@ import onnx.inliner
 import torch
 from torch import Tensor, nn
 
-from capsprune.capsules.head import head_of, onnx_operators
+from capsprune.backbones.headed import HeadedNetwork
+from capsprune.capsules.head import TRUNK, head_of, onnx_operators
 from capsprune.capsules.onnx_op import DOMAIN, IR_VERSION, check_opset
 from capsprune.errors import ExportError
 from capsprune.export.parity import Parity, measure_parity, require_parity
+from capsprune.export.part_names import PARTS, name_by_part
 from capsprune.files import make_folder, replacing
 from capsprune.version import __version__
 
@@ -87,7 +89,8 @@ def write_onnx(
         class_names: the J classes in order.
         images: normalised images [n, 3, S, S] to verify the file on.
         metadata: more keys and values for the file's `metadata_props`; `class_names` (JSON),
-            `image_size` and `capsprune_version` are added here.
+            `image_size`, `parts` (JSON, as `name_by_part` returns them) and `capsprune_version` are
+            added here.
         opset: version of the standard ONNX ops.
         inline: write standard ops in place of those of heads, so that the file needs no domain but
             ONNX's own.
@@ -113,6 +116,7 @@ def write_onnx(
         )
 
     model = _translate(exported, image_size, opset)
+    parts = name_by_part(model, exported.part_of)
     _add_functions(model, opset)
     if inline:
         model = _inlined(model)
@@ -120,6 +124,7 @@ def write_onnx(
         model,
         {
             **metadata,
+            PARTS: json.dumps(parts),
             "class_names": json.dumps(list(class_names)),
             "image_size": str(image_size),
             "capsprune_version": __version__,
@@ -164,6 +169,17 @@ class _Exported(nn.Module):
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         return self._head.exported(self.network(image))
+
+    def part_of(self, scope: str) -> str | None:
+        """Return the part of the network that a module is or is in; None where that is not known.
+
+        Args:
+            scope: name of the module.
+        """
+        inner = scope.removeprefix("network").removeprefix(".")
+        if not inner or not isinstance(self.network, HeadedNetwork):
+            return None
+        return TRUNK if inner.split(".")[0] == "trunk" else self._head.part_of(inner)
 
 
 def translations() -> dict[Any, Callable[..., Any]]:

@@ -17,9 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from capsprune import processes
-from capsprune.capsules.head import onnx_operators
+from capsprune.capsules.head import ROUTING, onnx_operators
 from capsprune.errors import CapspruneError
 from capsprune.export.ort import onnxruntime
+from capsprune.export.part_names import read_parts
 from capsprune.files import scratch
 from capsprune.runtime import meters
 from capsprune.runtime.memory_probe import measure_memory
@@ -33,6 +34,8 @@ SHARE_RUNS = 5
 ENERGY_SECONDS = 2.0
 #: Values of `Measurement.routing_kernel`.
 NATIVE, PORTABLE = "native", "portable"
+#: What is not the routing's in a file that names no parts.
+_REST = "rest"
 
 Pixels = NDArray[np.float32]
 #: A variant's name, and whether it has capsprune's op library.
@@ -70,6 +73,9 @@ class Measurement:
     #: Share of the time in all nodes that is spent in the routing; 0.0 for a network without it.
     #: None on a GPU, whose nodes ONNX Runtime does not time.
     routing_share: float | None
+    #: Shares of that time by part of the network, the routing one of them with the votes that it
+    #: computes at once. None where the file names no parts, as one without a head, and on a GPU.
+    part_shares: dict[str, float] | None
     #: What ran the routing: "native", capsprune's own kernel, "portable", the function of standard
     #: ops that the file carries, or None for a network without routing.
     routing_kernel: str | None
@@ -187,9 +193,11 @@ def profile_variants(
             memory = _memory(path, batch, chosen, image_size, threads, gpu)
             p25, p50, p75 = np.percentile(own.seconds, [25, 50, 75]) * 1000
 
-            share = functools.partial(
-                _routing_share, path, images, chosen, threads, budget_seconds, folder
+            shares = functools.partial(
+                _shares, path, images, chosen, threads, budget_seconds, folder
             )
+            parts = read_parts(own.session.get_modelmeta().custom_metadata_map)
+            routing_share, part_shares = shares(native=True, parts=parts)
             measurements.append(
                 Measurement(
                     variant=name,
@@ -208,12 +216,13 @@ def profile_variants(
                     energy_joules_per_image=_energy_per_image(
                         own, gpu if chosen == "cuda" else None
                     ),
-                    routing_share=share(native=True),
+                    routing_share=routing_share,
+                    part_shares=part_shares,
                     routing_kernel=kernels[name],
                     portable_latency_ms=(
                         None if portable is None else statistics.median(portable.seconds) * 1000
                     ),
-                    portable_routing_share=None if portable is None else share(native=False),
+                    portable_routing_share=None if portable is None else shares(native=False)[0],
                 )
             )
     return measurements
@@ -347,7 +356,7 @@ def _node_events(
             ) from None
 
 
-def _routing_share(
+def _shares(
     path: Path,
     images: Pixels,
     provider: str,
@@ -356,13 +365,15 @@ def _routing_share(
     folder: Path | None,
     *,
     native: bool,
-) -> float | None:
-    """Share of the time in all nodes spent in the routing's, where ONNX Runtime times the nodes."""
+    parts: Sequence[str] = (),
+) -> tuple[float | None, dict[str, float] | None]:
+    """Shares of the time in all nodes, where ONNX Runtime times them: of the routing, by part."""
     if provider == "cuda":
-        return None
-    return routing_share_of(
-        _node_events(path, images, provider, threads, SHARE_RUNS, budget_seconds, folder, native)
+        return None, None
+    events = _node_events(
+        path, images, provider, threads, SHARE_RUNS, budget_seconds, folder, native
     )
+    return routing_share_of(events), part_shares_of(events, parts) if parts else None
 
 
 def _routing_kernel(
@@ -404,21 +415,43 @@ def routing_share_of(events: Sequence[Mapping[str, Any]]) -> float:
     is an op of a head, such as `DynamicRouting`: a native kernel, the function's nodes that ONNX
     Runtime inlined, or the nodes of a file that was exported inlined.
     """
+    return part_shares_of(events, ()).get(ROUTING, 0.0)
+
+
+def part_shares_of(events: Sequence[Mapping[str, Any]], parts: Sequence[str]) -> dict[str, float]:
+    """Compute each part's share of the time from the events of an ONNX Runtime profile.
+
+    The first run is left out. What ONNX Runtime puts in between on its own, such as a change of the
+    layout, counts to the part of the node before.
+
+    Args:
+        events: of the profile.
+        parts: of the network, as its file names them; the routing's nodes are a part of their own.
+
+    Returns:
+        Shares that add up to 1 by part; the routing only where there is one. Empty without events.
+    """
     runs = sorted(e["ts"] for e in events if e["name"] == "model_run")
     second_run = runs[1] if len(runs) > 1 else 0
-    total = routing = 0
     marks = onnx_operators()
-    for event in events:
+    spent: dict[str, float] = dict.fromkeys(parts, 0)
+    part = parts[0] if parts else _REST
+    for event in sorted(events, key=lambda event: event["ts"]):
         if (
             event.get("cat") != "Node"
             or not event["name"].endswith("_kernel_time")
             or event["ts"] < second_run
         ):
             continue
-        total += event["dur"]
         if _is_routing(event, marks):
-            routing += event["dur"]
-    return routing / total if total else 0.0
+            part = ROUTING
+        elif (before := event["name"].partition("/")[0]) in parts:
+            part = before
+        elif not parts:
+            part = _REST
+        spent[part] = spent.get(part, 0) + event["dur"]
+    total = sum(spent.values())
+    return {part: took / total for part, took in spent.items()} if total else {}
 
 
 def _is_routing(event: Mapping[str, Any], marks: Iterable[str]) -> bool:

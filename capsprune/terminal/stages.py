@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from rich.table import Table
+
 from capsprune.errors import listed
 from capsprune.records import StageRecord
 from capsprune.stages import STAGES
@@ -282,6 +284,11 @@ def print_inspection(result: Summary, groups: bool) -> None:
         ("training FLOPs, as the paper counts", count(result["training_flops"])),
     ]
     show_pairs("Sizes and costs", rows)
+    table = new_table("What its parts cost")
+    table.add_column("")
+    table.add_column("with the head", justify="right")
+    _add_parts(table, {"": result})
+    show_table(table)
     if groups and result["groups"]:
         table = new_table("Groups")
         table.add_column("root layer")
@@ -293,26 +300,61 @@ def print_inspection(result: Summary, groups: bool) -> None:
 
 
 def print_costs(run: str, costs: Mapping[str, Summary]) -> None:
-    """Print what the networks of a run cost.
+    """Print what the networks of a run cost, side by side, and which part of them costs it.
 
     Args:
         run: name of the run.
         costs: of each stage's network.
     """
     table = new_table(f"Networks of run {run}")
-    table.add_column("stage")
-    for title in ("S", "I", "MACs of a forward pass", "of them in the head", "parameters"):
-        table.add_column(title, justify="right")
-    for stage, cost in costs.items():
-        table.add_row(
-            stage,
-            str(cost.get("bottleneck_channels", "")),
-            str(cost.get("primary_capsules", "")),
-            count(cost["forward_macs"]),
-            count(cost["head_macs"]) if "head_macs" in cost else "",
-            count(cost["parameters"]),
-        )
+    table.add_column("")
+    for stage in costs:
+        table.add_column(stage, justify="right")
+    for title, key in (("bottleneck, S", "bottleneck_channels"), ("capsules, I", _CAPSULES)):
+        table.add_row(title, *(str(cost.get(key, "")) for cost in costs.values()))
+    _add_parts(table, costs)
+    parts = _parts(costs)
+    measured = [cost.get("milliseconds", {}) for cost in costs.values()]
+    for batch in sorted({batch for by_batch in measured for batch in by_batch}, key=int):
+        times = [by_batch.get(batch, {}) for by_batch in measured]
+        _add_section(table, f"ms, batch {batch}", parts, times, number)
     show_table(table)
+    if any("routing" in times for by_batch in measured for times in by_batch.values()):
+        print("The time of the routing includes the votes, which one node computes with it.")
+
+
+def _parts(costs: Mapping[str, Summary]) -> list[str]:
+    return list(dict.fromkeys(part for cost in costs.values() for part in cost["parts"]))
+
+
+def _add_parts(table: Table, costs: Mapping[str, Summary]) -> None:
+    """Add what the parts of networks cost: a column each."""
+    for title, key in _BY_PART.items():
+        by_part = [{p: values[key] for p, values in c["parts"].items()} for c in costs.values()]
+        sums = [{**values, "all": sum(values.values())} for values in by_part]
+        _add_section(table, title, _parts(costs), sums, count)
+
+
+def _add_section(
+    table: Table,
+    title: str,
+    parts: Sequence[str],
+    columns: Sequence[Mapping[str, float]],
+    write: Callable[[float], str],
+) -> None:
+    """Add a line for all of a network, and one for each part; what there is none of stays empty."""
+    table.add_section()
+    for part in ("all", *parts):
+        if any(column.get(part) for column in columns):
+            label = title if part == "all" else f"  {part.replace('_', ' ')}"
+            table.add_row(
+                label, *(write(column[part]) if part in column else "" for column in columns)
+            )
+
+
+#: Sections of the table of costs, and what they are of a part.
+_BY_PART = {"parameters": "parameters", "MACs": "macs", "bytes of weights": "weight_bytes"}
+_CAPSULES = "primary_capsules"
 
 
 def _cost_rows(summary: Summary) -> list[tuple[str, str]]:

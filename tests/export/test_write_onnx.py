@@ -20,6 +20,7 @@ from capsprune.capsules.primary import DensePrimaryCaps
 from capsprune.errors import ExportError
 from capsprune.export import translations, write_onnx
 from capsprune.export.ort import onnxruntime
+from capsprune.export.part_names import read_parts
 
 SIZE = 16
 NAMES = ["cat", "dog", "Zürich", "ship", "frog"]
@@ -140,6 +141,23 @@ def test_metadata(exported):
     assert metadata["capsprune_version"] == capsprune.__version__
     assert json.loads(metadata["normalisation"])["std"] == [0.25, 0.25, 0.25]
     assert (model.producer_name, model.producer_version) == ("capsprune", capsprune.__version__)
+
+
+def test_names_tell_the_part_of_the_network(exported):
+    model = onnx.load(exported[1])
+    parts = [node.name.partition("/")[0] for node in model.graph.node]
+    assert list(dict.fromkeys(parts)) == ["trunk", "primary_caps", "output_caps"]
+    assert read_parts({p.key: p.value for p in model.metadata_props}) == list(dict.fromkeys(parts))
+    outputs = {output.name for output in model.graph.output}
+    for node, part in zip(model.graph.node, parts, strict=True):
+        assert all(name in outputs or name.startswith(f"{part}/") for name in node.output)
+    weights = {weight.name for weight in model.graph.initializer}
+    assert {"network.output_caps.weight", "network.primary_caps.conv.bias"} <= weights
+
+
+@pytest.mark.parametrize("text", [None, "{", "3", "[1, 2]"])
+def test_a_file_may_name_no_parts(text):
+    assert read_parts({} if text is None else {"parts": text}) == []
 
 
 def test_file_holds_no_source_paths(exported):

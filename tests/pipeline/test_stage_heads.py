@@ -171,8 +171,22 @@ def test_evaluated_is_what_was_finished_last_or_what_is_named(finished, place, s
 
 def test_a_run_is_inspected(finished):
     figures = finished.do("inspect").to_dict()
-    assert figures
+    for network in figures.values():
+        parts = network["parts"].values()
+        assert sum(part["parameters"] for part in parts) == network["parameters"]
+        assert sum(part["macs"] for part in parts) == network["forward_macs"]
+    spent = figures["caps"]["milliseconds"]["1"]
+    total = spent.pop("all")
+    assert set(spent) == {"trunk", "primary_caps", "output_caps", "routing"}
+    assert sum(spent.values()) == pytest.approx(total)
+    assert set(figures["baseline"]["milliseconds"]["1"]) == {"all"}
+    assert "milliseconds" not in figures["pruned"]
     assert finished.do("inspect", model="toy", image_size=SIZE, classes=3).to_dict()
+
+
+def test_a_profile_of_an_older_network_is_not_shown(finished):
+    finished.do("attach-caps", **{**MADE["attach-caps"], "d2": 6}, overwrite=True)
+    assert "milliseconds" not in finished.do("inspect").to_dict()["caps"]
 
 
 def test_a_backbone_that_was_pruned_elsewhere_is_imported(finished):

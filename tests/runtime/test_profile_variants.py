@@ -54,8 +54,12 @@ def test_profile_of_three_variants(onnx_files, no_meters, tmp_path, monkeypatch,
         assert json.loads(json.dumps(m.to_dict())) == m.to_dict()
         if m.variant == "plain":
             assert m.routing_share == 0.0
+            assert m.part_shares is None
         else:
             assert 0.0 < m.routing_share < 1
+            assert set(m.part_shares) == {"trunk", "primary_caps", "output_caps", "routing"}
+            assert sum(m.part_shares.values()) == pytest.approx(1)
+            assert m.part_shares["routing"] == m.routing_share
         assert m.routing_kernel == kernels[m.variant]
         assert (m.portable_latency_ms is None) == (m.routing_kernel != "native")
         assert (m.portable_routing_share is None) == (m.routing_kernel != "native")
@@ -99,15 +103,20 @@ def test_budget_limits_the_repeats(onnx_files, no_meters):
     assert m.repeats == 5
 
 
-def test_native_kernel_node_is_the_routing():
-    def node(name, op, start, took):
-        event = {"cat": "Node", "name": f"{name}_kernel_time", "ts": start, "dur": took}
-        return {**event, "args": {"op_name": op}}
+def node(name, op, start, took):
+    event = {"cat": "Node", "name": f"{name}_kernel_time", "ts": start, "dur": took}
+    return {**event, "args": {"op_name": op}}
 
+
+def run(start):
+    return {"cat": "Session", "name": "model_run", "ts": start, "dur": 20, "args": {}}
+
+
+def test_native_kernel_node_is_the_routing():
     events = [
-        {"cat": "Session", "name": "model_run", "ts": 10, "dur": 20, "args": {}},
+        run(10),
         node("conv", "Conv", 11, 1000),
-        {"cat": "Session", "name": "model_run", "ts": 40, "dur": 20, "args": {}},
+        run(40),
         node("conv", "Conv", 41, 30),
         node("head", "DynamicRouting", 42, 10),
     ]
@@ -117,6 +126,27 @@ def test_native_kernel_node_is_the_routing():
     inlined = node("DynamicRouting/votes_1", "MatMul", 43, 10)
     assert profile.routing_kernel_of([*events[:4], inlined]) == "portable"
     assert profile.routing_kernel_of(events[:4]) is None
+
+
+def test_what_the_runtime_adds_counts_to_the_part_before():
+    events = [
+        run(10),
+        node("trunk/conv", "Conv", 11, 1000),
+        run(40),
+        node("Reorder", "ReorderInput", 41, 1),
+        node("trunk/conv_nchwc", "Conv", 42, 19),
+        node("primary_caps/conv_nchwc", "Conv", 43, 50),
+        node("Reorder_2", "ReorderOutput", 44, 10),
+        node("_inlfunc_DynamicRouting_DynamicRouting/votes_1", "MatMul", 45, 15),
+        node("output_caps/norm", "ReduceL2", 46, 5),
+    ]
+    parts = ["trunk", "primary_caps", "output_caps"]
+    assert profile.part_shares_of(events, parts) == pytest.approx(
+        {"trunk": 0.2, "primary_caps": 0.6, "routing": 0.15, "output_caps": 0.05}
+    )
+    assert profile.part_shares_of([], parts) == {}
+    # As a file with one routing iteration, which has no node of ours.
+    assert "routing" not in profile.part_shares_of(events[:-2], parts)
 
 
 @pytest.mark.parametrize(

@@ -97,6 +97,41 @@ def test_a_profile_fits_a_terminal_and_has_no_made_up_zero(capsys):
     assert ["MACs", "46.4 M", "46.4 M", "46.4 M"] in rows
 
 
+def network(trunk, head=0):
+    part = {"parameters": trunk, "macs": 2 * trunk, "weight_bytes": 4 * trunk}
+    parts = {"trunk": part}
+    if head:
+        parts["primary_caps"] = {"parameters": head, "macs": head, "weight_bytes": 4 * head}
+        parts["routing"] = {"parameters": 0, "macs": 7, "weight_bytes": 0}
+    return {"parts": parts}
+
+
+def test_costs_of_a_run_are_told_by_part_side_by_side(capsys):
+    measured = {"32": {"all": 4.0, "trunk": 1.0, "primary_caps": 2.5, "routing": 0.5}}
+    sizes = {"bottleneck_channels": 24, "primary_capsules": 3}
+    stages.print_costs(
+        "default",
+        {
+            "baseline": network(2000) | {"milliseconds": {"1": {"all": 0.5}, "32": {"all": 8.0}}},
+            "caps": network(1000, 500) | sizes | {"milliseconds": measured},
+        },
+    )
+    out = capsys.readouterr().out
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in out.splitlines()]
+    assert [row for row in rows if row] == [
+        ["bottleneck, S", "", "24"],
+        ["capsules, I", "", "3"],
+        *(["parameters", "2 k", "1.5 k"], ["trunk", "2 k", "1 k"], ["primary caps", "", "500"]),
+        *(["MACs", "4 k", "2.51 k"], ["trunk", "4 k", "2 k"], ["primary caps", "", "500"]),
+        ["routing", "", "7"],
+        *(["bytes of weights", "8 k", "6 k"], ["trunk", "8 k", "4 k"], ["primary caps", "", "2 k"]),
+        ["ms, batch 1", "0.50", ""],
+        ["ms, batch 32", "8.00", "4.00"],
+        *(["trunk", "", "1.00"], ["primary caps", "", "2.50"], ["routing", "", "0.50"]),
+    ]
+    assert "includes the votes" in out
+
+
 def test_an_unmeasured_routing_share_is_said(capsys):
     variants = {"only": {"forward_macs": 1, "parameters": 2, "file_bytes": 3}}
     rows = [measurement("only", 1, provider="cuda", routing_share=None, gpu_memory_mb=812.4)]
