@@ -99,24 +99,9 @@ class TrainOptions(Options):
     batch_size: BatchSize = None
 
 
-class PruneOptions(Options):
-    """Options of `prune`: search for a strategy, remove channels, fine-tune."""
+class SearchOptions(Options):
+    """Options of the stages that search for a strategy, remove channels and fine-tune the rest."""
 
-    model: ModelName | None = Field(
-        None, description="Backbone to train first where the run has no baseline."
-    )
-    data: DataName | None = Field(
-        None, description="Data set, likewise. [default: the baseline's, else digits]"
-    )
-    data_root: DataRoot = None
-    image_size: ImageSize | None = Field(
-        None, description="Pixels a side, likewise. [default: the baseline's, else by data set]"
-    )
-    value_range: ValueRange = None
-    background: Background = None
-    split_seed: Seed | None = Field(
-        None, description="Seed of the test images, likewise. [default: the baseline's]"
-    )
     flops: Part | None = Field(
         None,
         description="FLOPs (multiply-accumulates) that remain, as a part of the unpruned; 1 "
@@ -127,16 +112,9 @@ class PruneOptions(Options):
         description="Parameters that remain, likewise. With --flops, neither is passed and one of "
         "them is met.",
     )
-    primary_caps: PositiveCount | None = Field(
-        None, description="Primary capsules that the pruned trunk will have: S / D1, rounded down."
-    )
-    d1: PrimarySize = DEFAULT_D1
     latency: Annotated[float, Field(gt=0, le=MAX_COUNT)] | None = Field(
         None,
         description="Most milliseconds for one image, measured on this machine in ONNX Runtime.",
-    )
-    head: AnyHeadName = Field(
-        DYNAMIC, description="Untrained head with which --latency is measured: {all_heads}."
     )
     candidates: CandidateCount = Field(40, description="Strategies to try.")
     sampler: SamplerName = Field("random", description="Who proposes strategies: {samplers}.")
@@ -177,6 +155,38 @@ class PruneOptions(Options):
     epochs: Epochs | None = Field(None, description="Epochs of fine-tuning. [default: by data set]")
     lr: LearningRate = None
     batch_size: BatchSize = None
+
+
+class BaselineToTrain(Options):
+    """Which baseline a stage trains first where the run has none."""
+
+    model: ModelName | None = Field(
+        None, description="Backbone to train first where the run has no baseline."
+    )
+    data: DataName | None = Field(
+        None, description="Data set, likewise. [default: the baseline's, else digits]"
+    )
+    data_root: DataRoot = None
+    image_size: ImageSize | None = Field(
+        None, description="Pixels a side, likewise. [default: the baseline's, else by data set]"
+    )
+    value_range: ValueRange = None
+    background: Background = None
+    split_seed: Seed | None = Field(
+        None, description="Seed of the test images, likewise. [default: the baseline's]"
+    )
+
+
+class PruneOptions(SearchOptions, BaselineToTrain):
+    """Options of `prune`: search for a strategy, remove channels, fine-tune."""
+
+    primary_caps: PositiveCount | None = Field(
+        None, description="Primary capsules that the pruned trunk will have: S / D1, rounded down."
+    )
+    d1: PrimarySize = DEFAULT_D1
+    head: AnyHeadName = Field(
+        DYNAMIC, description="Untrained head with which --latency is measured: {all_heads}."
+    )
 
 
 class ImportOptions(Options):

@@ -23,8 +23,8 @@ from torch import nn
 
 from capsprune.backbones.registry import backbone_arguments, build_backbone
 from capsprune.capsules.heads import DYNAMIC, HEADS
-from capsprune.pipeline.latency import HeadedLatency
-from capsprune.pipeline.prunable import Prunable
+from capsprune.pipeline.latency import PrunedLatency
+from capsprune.pipeline.prunable import Prunable, UntrainedHead
 from capsprune.progress import Progress
 from capsprune.pruning.channels import prune_channels
 from capsprune.pruning.criteria import l1_ranking
@@ -51,7 +51,8 @@ def main() -> None:
     model = build_backbone(
         options.model, options.classes, **backbone_arguments(options.model, size)
     ).eval()
-    network = Prunable.of(options.model, model, size)
+    head = UntrainedHead(HEADS.check(options.head), 8)
+    network = Prunable.of(options.model, model, size, measured_with=head)
     rankings = l1_ranking(model, network.dependencies)
     space = Target(flops=options.flops).search_space(network.cost, round_to=8)
     generator = np.random.default_rng(0)
@@ -61,10 +62,10 @@ def main() -> None:
 
     counts = [space.least(), *(propose_kept() for _ in range(options.candidates))]
     pruned = [prune_channels(model, network.dependencies, rankings, kept) for kept in counts]
-    template = HeadedLatency(network, HEADS.check(options.head), 8, Progress())
+    template = PrunedLatency(network, Progress())
 
     def export(backbone: nn.Module) -> float:
-        return network_latency(template.with_head(backbone), size)
+        return network_latency(network.as_measured(backbone), size)
 
     # The smallest network and the unpruned one are what graphs are made from.
     spent, _ = _timed(template, pruned[0])

@@ -1,23 +1,18 @@
-"""How long pruned networks take with the head that they will get: what `prune --latency` limits."""
+"""How long pruned networks take: what `--latency` limits."""
 
 from __future__ import annotations
 
 import numpy as np
-import torch
 from torch import nn
 
-from capsprune.backbones.registry import backbone
-from capsprune.backbones.trunk import trunk_of, trunk_output
-from capsprune.capsules.heads import HEADS
 from capsprune.errors import StrategyError
-from capsprune.options import PruneOptions
+from capsprune.options import SearchOptions
 from capsprune.pipeline.prunable import Prunable
 from capsprune.pipeline.session import Session
 from capsprune.progress import Progress
 from capsprune.pruning.channels import prune_channels
 from capsprune.pruning.criteria import l1_ranking
 from capsprune.pruning.evaluation import LatencyLimit
-from capsprune.pruning.layers import prunable_layers
 from capsprune.pruning.space import SearchSpace
 from capsprune.pruning.target import LARGEST_MAX_RATE, Target
 
@@ -25,62 +20,43 @@ from capsprune.pruning.target import LARGEST_MAX_RATE, Target
 _STEPS = 6
 
 
-class HeadedLatency:
-    """Measures pruned backbones, each with an untrained head in place of its classifier."""
+class PrunedLatency:
+    """Measures pruned networks, a backbone with the untrained head that it says."""
 
-    def __init__(self, network: Prunable, kind: str, d1: int, progress: Progress) -> None:
+    def __init__(self, network: Prunable, progress: Progress) -> None:
         """Measure nothing yet.
 
         Args:
-            network: the unpruned backbone.
-            kind: name of the head.
-            d1: values in a primary capsule, for heads that have any.
+            network: the unpruned one.
             progress: told, once, where measuring takes longer than it could.
         """
         from capsprune.runtime.latency import LatencyMeter  # which takes onnx to import
 
-        self._name, self._image_size = network.name, network.image_size
-        classifier = prunable_layers(network.model)[backbone(network.name).classifier]
-        self._classes = classifier.size("out")
-        self._kind, self._d1 = kind, d1
+        self._network = network
         self._meter = LatencyMeter(
-            network.image_size, reference=self.with_head(network.model), say=progress.say
+            network.image_size, reference=network.as_measured(network.model), say=progress.say
         )
 
     def __call__(self, pruned: nn.Module) -> float:
-        """Return the milliseconds that a pruned backbone takes for one image.
+        """Return the milliseconds that a pruned network takes for one image.
 
         Raises:
             ExportError: if it cannot be exported.
         """
-        return self._meter(self.with_head(pruned))
-
-    def with_head(self, pruned: nn.Module) -> nn.Module:
-        """Put an untrained head on the trunk of a backbone, which is left as it is."""
-        trunk = trunk_of(self._name, pruned)
-        features = trunk_output(trunk, self._image_size)
-        head = HEADS[self._kind]
-        given = {}
-        if "d1" in head.config.model_fields:
-            # A trunk too narrow for one capsule is measured as if capsules were as small as it is.
-            given["d1"] = min(self._d1, features.channels)
-        with torch.random.fork_rng(devices=[]):  # What is drawn after it stays what it was.
-            config = head.configure(self._kind, features, given)
-            return head.build(trunk, features, self._classes, config).eval()
+        return self._meter(self._network.as_measured(pruned))
 
 
 def latency_limit(
-    options: PruneOptions, session: Session, network: Prunable
+    options: SearchOptions, session: Session, network: Prunable
 ) -> LatencyLimit | None:
     """Return the limit that was asked for, if one was, with what measures candidates."""
     if options.latency is None:
         return None
-    measure = HeadedLatency(network, options.head, options.d1, session.progress)
-    return LatencyLimit(options.latency, measure)
+    return LatencyLimit(options.latency, PrunedLatency(network, session.progress))
 
 
 def check_smallest(
-    limit: LatencyLimit, options: PruneOptions, session: Session, network: Prunable
+    limit: LatencyLimit, options: SearchOptions, session: Session, network: Prunable
 ) -> float:
     """Return the removal fraction of the fastest network there can be, checking that it is in time.
 
@@ -103,7 +79,7 @@ def check_smallest(
 
 def flops_within(
     limit: LatencyLimit,
-    options: PruneOptions,
+    options: SearchOptions,
     session: Session,
     network: Prunable,
     max_rate: float,

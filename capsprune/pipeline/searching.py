@@ -1,4 +1,4 @@
-"""The search inside the stage `prune`: its target, its data, its study, and what it says."""
+"""The search inside a stage that prunes: its target, its data, its study, and what it says."""
 
 from __future__ import annotations
 
@@ -8,29 +8,23 @@ import re
 import uuid
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from capsprune.backbones.registry import backbone
-from capsprune.backbones.trunk import trunk_of, trunk_output
 from capsprune.capsules.head import head_of
 from capsprune.data.preprocessing import Preprocessing
 from capsprune.data.sources import DataSplits
 from capsprune.errors import StrategyError
 from capsprune.files import read_json, read_text, write_text
-from capsprune.options import PruneOptions
-from capsprune.pipeline.latency import check_smallest, flops_within, latency_limit
-from capsprune.pipeline.prunable import Prunable
+from capsprune.options import SearchOptions
+from capsprune.pipeline.latency import check_smallest, flops_within
+from capsprune.pipeline.prunable import Prunable, UntrainedHead
 from capsprune.pipeline.session import Session
 from capsprune.pipeline.stage import Stage
 from capsprune.pruning.candidate import Candidate
-from capsprune.pruning.cost import owned_positions
 from capsprune.pruning.evaluation import Evaluator, LatencyLimit
-from capsprune.pruning.layers import prunable_layers
-from capsprune.pruning.limits import Bottleneck
 from capsprune.pruning.search import SearchResult, SearchSettings, search
 from capsprune.pruning.space import SearchSpace
 from capsprune.pruning.study import Study
@@ -43,10 +37,14 @@ _MANY, _REDUCTION_FACTOR = 100, 4
 _MEASURED = "latency.json"
 _OWNER = "owner.txt"
 #: Options that change nothing before the fine-tuning: searches that differ by them alone are one.
-_AFTER_THE_SEARCH = frozenset({"epochs", "lr", "precision"})
-#: What came later and says nothing of a search: options that the baseline decides, from which every
-#: search begins, and the digest of a strategy, for which there is none.
-_BESIDE_THE_SEARCH = frozenset({"split_seed", "value_range", "background", "strategy_sha256"})
+_AFTER_THE_SEARCH = frozenset({"epochs", "lr", "precision", "freeze"})
+#: What came later and says nothing of a search: options that the network decides from which every
+#: search begins, where that lies, and the digest of a strategy, for which there is none.
+_BESIDE_THE_SEARCH = frozenset(
+    {"split_seed", "value_range", "background", "strategy_sha256", "checkpoint"}
+)
+
+OptionsT = TypeVar("OptionsT", bound=SearchOptions)
 
 
 @dataclass(frozen=True)
@@ -64,7 +62,37 @@ class SearchData:
         return [images for images, _ in self.labelled]
 
 
-def check_options(options: PruneOptions) -> PruneOptions:
+@dataclass(frozen=True)
+class Pruning:
+    """What the search of a stage that prunes, and what comes after it, need."""
+
+    options: SearchOptions
+    stage: Stage
+    #: The stage's working directory.
+    work: Path
+    network: Prunable
+    #: For each group its channels, those to keep longest first.
+    rankings: list[Tensor]
+    #: Name of the criterion that ranked them.
+    criterion: str
+    data: SearchData
+    latency: LatencyLimit | None = None
+
+    @property
+    def evaluator(self) -> Evaluator:
+        """What tries its candidates."""
+        return Evaluator(
+            self.network.model,
+            self.network.dependencies,
+            self.rankings,
+            self.data.calibration,
+            self.data.scoring,
+            head_of(self.network.model).objective,
+            self.latency,
+        )
+
+
+def check_options(options: OptionsT) -> OptionsT:
     """Fill in what follows from other options.
 
     Raises:
@@ -80,7 +108,7 @@ def check_options(options: PruneOptions) -> PruneOptions:
         target.refuse_any("--strategy has its size already", "--strategy")
         return options
     target = target.complete()
-    if options.sampler == "eagleeye" and options.primary_caps is not None:
+    if options.sampler == "eagleeye" and target.primary_caps is not None:
         raise StrategyError(
             "Rejection sampling as good as never finds a given number of primary capsules; give "
             "--sampler random with --primary-caps."
@@ -92,7 +120,7 @@ def check_options(options: PruneOptions) -> PruneOptions:
 
 
 def find_target(
-    options: PruneOptions, session: Session, network: Prunable, latency: LatencyLimit | None
+    options: SearchOptions, stage: Stage, network: Prunable, latency: LatencyLimit | None
 ) -> Target:
     """Return the sizes that a search is to meet, those included that must be measured.
 
@@ -101,7 +129,7 @@ def find_target(
 
     Args:
         options: of the stage.
-        session: of the command.
+        stage: that is worked on.
         network: the unpruned one.
         latency: the limit that they ask for, if any.
 
@@ -111,39 +139,16 @@ def find_target(
     target = Target.of(options)
     if latency is None:
         return target
+    session = stage.session
     fastest = check_smallest(latency, options, session, network)
     if target.is_computed:
         return target
-    flops = read_measured_flops(session.run.work("pruned"), options)
+    work, head = session.run.work(stage.name), network.measured_with
+    flops = read_measured_flops(work, target.latency, head)
     return replace(target, flops=flops or flops_within(latency, options, session, network, fastest))
 
 
-def search_space(options: PruneOptions, target: Target, network: Prunable) -> SearchSpace:
-    """Return the space of the strategies that have the sizes asked for.
-
-    Raises:
-        StrategyError: if the target is out of reach.
-    """
-    bottleneck = None
-    if target.primary_caps is not None:
-        bottleneck = bottleneck_of(network, options.d1)
-    return target.search_space(network.cost, options.max_rate, options.round_to, bottleneck)
-
-
-def check_reach(options: PruneOptions, session: Session, network: Prunable) -> None:
-    """Check that some strategy has the size asked for, as far as an untrained network tells.
-
-    Raises:
-        StrategyError: if the target is out of reach.
-    """
-    target = Target.of(options)
-    if target.is_computed:
-        search_space(options, target, network)
-    if (latency := latency_limit(options, session, network)) is not None:
-        check_smallest(latency, options, session, network)
-
-
-def check_storage(options: PruneOptions) -> None:
+def check_storage(options: SearchOptions) -> None:
     """Check that the database of a search can be used.
 
     Raises:
@@ -153,54 +158,36 @@ def check_storage(options: PruneOptions) -> None:
         Study(options.storage).close()
 
 
-def write_measured_flops(work: Path, options: PruneOptions, target: Target) -> None:
-    """Note which FLOPs a latency allows: a search that goes on would measure something else."""
+def write_measured_flops(work: Path, target: Target, head: UntrainedHead | None) -> None:
+    """Note which FLOPs a latency allows: a search that goes on would measure something else.
+
+    Args:
+        work: the stage's working directory.
+        target: with the FLOPs that were found, if it has a latency.
+        head: with which the latency is measured.
+    """
     if target.latency is not None:
-        noted = {**_measured(options), "flops": target.flops}
+        noted = {**_measured(target.latency, head), "flops": target.flops}
         write_text(work / _MEASURED, json.dumps(noted))
 
 
-def read_measured_flops(work: Path, options: PruneOptions) -> float | None:
+def read_measured_flops(
+    work: Path, latency: float | None, head: UntrainedHead | None
+) -> float | None:
     """Read what an interrupted search for the same latency noted."""
+    due = _measured(latency, head)
     try:
         noted = read_json(work / _MEASURED)
-        measured, flops = {key: noted[key] for key in _measured(options)}, float(noted["flops"])
+        measured, flops = {key: noted[key] for key in due}, float(noted["flops"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return flops if measured == _measured(options) and 0 < flops <= 1 else None
+    return flops if measured == due and 0 < flops <= 1 else None
 
 
-def _measured(options: PruneOptions) -> dict[str, Any]:
-    """Return the options that decide which FLOPs a latency allows."""
-    return {key: getattr(options, key) for key in ("latency", "head", "d1")}
-
-
-def bottleneck_of(network: Prunable, d1: int) -> Bottleneck:
-    """Find how the trunk's output channels follow from the channels kept in each group.
-
-    They are what the first layer behind the trunk takes in, once for each position that a flatten
-    leaves.
-
-    Raises:
-        StrategyError: if the trunk has fewer channels than a capsule has values.
-    """
-    channels, _ = trunk_output(trunk_of(network.name, network.model), network.image_size)
-    if channels < d1:
-        raise StrategyError(
-            f"The trunk of {network.name} has {channels} channels, fewer than the {d1} values of a "
-            "primary capsule; give a lower --d1."
-        )
-    trunk = backbone(network.name).trunk_children
-    behind, layer = next(
-        (layer_name, layer)
-        for layer_name, layer in prunable_layers(network.model).items()
-        if layer.produces
-        and not any(layer_name == child or layer_name.startswith(f"{child}.") for child in trunk)
-    )
-    repeats = layer.size("in") // channels
-    owned, unowned = owned_positions(layer, behind, "in", network.dependencies)
-    per_channel = (owned // repeats).astype(np.int64)
-    return Bottleneck(per_channel, int(unowned) // repeats, d1)
+def _measured(latency: float | None, head: UntrainedHead | None) -> dict[str, Any]:
+    """Return what decides which FLOPs a latency allows, as `_MEASURED` has it."""
+    noted = {} if head is None else {"head": head.kind, "d1": head.d1}
+    return {"latency": latency, **noted}
 
 
 def load_batches(
@@ -228,21 +215,12 @@ def load_batches(
     )
 
 
-def find_strategy(
-    options: PruneOptions,
-    session: Session,
-    stage: Stage,
-    work: Path,
-    network: Prunable,
-    space: SearchSpace,
-    rankings: list[Tensor],
-    data: SearchData,
-    latency: LatencyLimit | None,
-) -> SearchResult:
+def find_strategy(pruning: Pruning, space: SearchSpace) -> SearchResult:
     """Search, showing a bar, and say what was found and where the time went."""
+    options, session = pruning.options, pruning.stage.session
     progress = session.progress
     assert options.reduction_factor is not None
-    with _open_study(options, session, stage, work) as study:
+    with open_study(pruning) as study:
         before = study.rung(0).finished()
         if before:
             progress.say(f"The search goes on after {len(before)} candidates")
@@ -257,15 +235,7 @@ def find_strategy(
                 bar(done, total, f"rung {best.rung + 1}, {note}" if best.rung else note)
 
             found = search(
-                Evaluator(
-                    network.model,
-                    network.dependencies,
-                    rankings,
-                    data.calibration,
-                    data.scoring,
-                    head_of(network.model).objective,
-                    latency,
-                ),
+                pruning.evaluator,
                 space,
                 SearchSettings(
                     options.candidates,
@@ -275,7 +245,7 @@ def find_strategy(
                 ),
                 study=study,
                 workers=options.workers,
-                folder=work,
+                folder=pruning.work,
                 on_candidate=show,
             )
     _tell(session, found)
@@ -300,8 +270,16 @@ def _tell(session: Session, found: SearchResult) -> None:
     progress.detail(f"A candidate took {total / len(found.candidates):.2f} s: {parts}")
 
 
-def _open_study(options: PruneOptions, session: Session, stage: Stage, work: Path) -> Study:
-    # Whoever asks for the same of the same baseline works on the same study, and nobody else.
+def open_study(pruning: Pruning) -> Study:
+    """Open the study of a stage's search.
+
+    Whoever asks for the same of the same network works on the same study, and nobody else.
+
+    Raises:
+        StudyError: if the database cannot be opened.
+    """
+    options, stage, work = pruning.options, pruning.stage, pruning.work
+    session = stage.session
     ignored = _AFTER_THE_SEARCH | _BESIDE_THE_SEARCH
     if options.latency is None:
         ignored |= {"head"}  # which is nowhere but in what is measured

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from cli_runner import SMALL_PRUNE, SMALL_TRAIN, call
 
-from capsprune.options import PruneOptions
+from capsprune.pipeline.prunable import UntrainedHead
 from capsprune.pipeline.searching import read_measured_flops
 from capsprune.run import Run, open_run
 
@@ -66,13 +66,13 @@ def test_a_search_goes_on_where_its_files_beside_the_study_are_damaged(
 def test_what_a_latency_allows_is_measured_again_where_its_note_is_damaged(
     tmp_path: Path, content: bytes
 ) -> None:
-    options = PruneOptions(latency=5)
+    head = UntrainedHead("dynamic", 8)
     (tmp_path / "latency.json").write_text(
         json.dumps({"latency": 5, "head": "dynamic", "d1": 8, "flops": 0.3})
     )
-    assert read_measured_flops(tmp_path, options) == 0.3
+    assert read_measured_flops(tmp_path, 5, head) == 0.3
     (tmp_path / "latency.json").write_bytes(content)
-    assert read_measured_flops(tmp_path, options) is None
+    assert read_measured_flops(tmp_path, 5, head) is None
 
 
 @pytest.mark.parametrize("content", DAMAGE)

@@ -5,7 +5,8 @@ from types import SimpleNamespace
 import pytest
 
 from capsprune.options import PruneOptions
-from capsprune.pipeline.searching import _open_study
+from capsprune.pipeline.searching import Pruning, check_options, open_study
+from capsprune.pipeline.stage import Stage
 
 
 @pytest.fixture
@@ -17,10 +18,10 @@ def begun(tmp_path):
     ):
         session = SimpleNamespace(run=SimpleNamespace(seed=0), overwrite=overwrite)
         options = PruneOptions(storage=storage, latency=asked.get("latency"))
-        stage = SimpleNamespace(asked=asked, parent=parent)
+        stage = SimpleNamespace(session=session, asked=asked, parent=parent)
         folder = tmp_path / work
         folder.mkdir(exist_ok=True)
-        with _open_study(options, session, stage, folder) as study:
+        with open_study(Pruning(options, stage, folder, None, [], "l1", None)) as study:
             before = study.rung(0).taken()
             study.rung(0).claim(index, (0.1,), 0.7)
             if complete:
@@ -56,3 +57,24 @@ def test_overwriting_begins_an_empty_shared_study_once(begun, tmp_path):
     assert begun(2, storage=storage, work="later", overwrite=True, complete=True) == {1}
     assert begun(3, storage=storage, work="later", overwrite=True) == {1, 2}
     assert begun(4, storage=storage, work="elsewhere") == {1, 2, 3}
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        (PruneOptions(), "capsprune-d5d442e98e0820de"),
+        (
+            PruneOptions(latency=5.0, head="linear", flops=0.5, candidates=4),
+            "capsprune-8764f0d08dbb0efa",
+        ),
+    ],
+)
+def test_a_search_of_an_older_version_goes_on(tmp_path, options, name):
+    """The names that studies had before other stages than `prune` had any."""
+    session = SimpleNamespace(run=SimpleNamespace(seed=0), overwrite=False, precision="32-true")
+    asked = {"model": "toy", "data": "colours", "image_size": 8}
+    asked |= {"split_seed": None, "strategy_sha256": None}
+    options = check_options(options)
+    stage = Stage.of(session, "pruned", options, "a", **asked)
+    with open_study(Pruning(options, stage, tmp_path, None, [], "l1", None)) as study:
+        assert study.name == name
