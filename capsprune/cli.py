@@ -209,7 +209,7 @@ def sweep_command(
     not done again; one that fails does not stop the others.
     """
     from capsprune.summaries import NetworkSummary
-    from capsprune.sweep import SweepError, cell_stages, read_sweep_recipe
+    from capsprune.sweep import SweepError, read_sweep_recipe
 
     parsed = read_sweep_recipe(recipe)
     if checkpoints is not None and not checkpoints.is_dir():
@@ -231,7 +231,7 @@ def sweep_command(
         cell.name: {
             stage: done.summary.accuracy
             for stage, done in run.stages.items()
-            if stage in cell_stages() and isinstance(done.summary, NetworkSummary)
+            if stage in cell.stages and isinstance(done.summary, NetworkSummary)
         }
         for cell in done.cells
         if (run := runs.get(cell.name)) is not None

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,7 +13,14 @@ from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 from capsprune.bounds import FilePath, Seed, Text
 from capsprune.errors import CapspruneError
 from capsprune.files import BadFileError, dump_json, make_folder, read_json, write_text
-from capsprune.option_types import BatchSize, LearningRate, ModelName, PositiveEpochs, Precision
+from capsprune.option_types import (
+    BatchSize,
+    LearningRate,
+    ModelName,
+    PositiveEpochs,
+    Precision,
+    hyphenated,
+)
 from capsprune.options import (
     AnalyseOptions,
     ExportOptions,
@@ -38,17 +46,18 @@ _OF_THE_GRID = {
     "attach-caps": ("freeze", "checkpoint"),
 }
 #: A sweep may grow along these; all else stays as it was begun.
-_MAY_GROW = ("backbones", "pruned", "seeds", "trunks", "published")
+_MAY_GROW = ("backbones", "pruned", "seeds", "trunks", "published", "slim")
+#: Of these, what has a name already stays as it was begun.
+_NAMED = ("trunks", "slim")
+#: Stages that a cell has from a run which it shares with others.
+_SHARED: tuple[StageName, ...] = ("baseline", "pruned")
+#: Stages of a cell whose capsule network is pruned: the network, and its ONNX file.
+_SLIM: tuple[StageName, ...] = ("slim", "onnx")
 
 _MAX_LENGTH = 1000
 _MAX_CELLS = 10_000
 #: Of what the grid runs over.
 _LENGTH = Field(min_length=1, max_length=_MAX_LENGTH)
-
-
-def cell_stages() -> list[StageName]:
-    """Return the stages of a finished cell."""
-    return [name for name in STAGES if STAGES[name].in_cells]
 
 
 class SweepError(CapspruneError):
@@ -88,8 +97,27 @@ class Published(Options):
     checkpoint: Text | None = None
 
 
+def _by_name(value: Any) -> Any:
+    """Give a list of sizes by their names: those that they have, or what they ask for."""
+    if not isinstance(value, list | tuple) or len(value) > _MAX_LENGTH:
+        return value  # as a file has it, or to be refused
+    found: dict[str, Any] = {}
+    for size in value:
+        if not isinstance(size, Mapping):
+            raise ValueError("it should be a list of options of prune-caps")
+        options = {hyphenated(str(key)): option for key, option in size.items()}
+        name = options.pop("name", None) or "-".join(f"{k}-{v}" for k, v in options.items())
+        name = re.sub(r"[^A-Za-z0-9._]+", "-", str(name)).strip("-.")
+        if found.setdefault(name, options) != options:
+            raise ValueError(f"two of its sizes have the name '{name}'; name them apart")
+    return found
+
+
 class SweepRecipe(Options):
-    """A grid of runs: backbones x pruned FLOPs x kinds of trunk x seeds."""
+    """A grid of runs: backbones x pruned FLOPs x kinds of trunk x seeds.
+
+    Each capsule network of the grid may be pruned to several sizes, a run each.
+    """
 
     name: Text = Field(description="Name of the sweep, and of its folder.")
     backbones: Annotated[tuple[ModelName, ...], BeforeValidator(_distinct), _LENGTH]
@@ -107,6 +135,11 @@ class SweepRecipe(Options):
     train: dict[str, Any] = Field(default_factory=dict)
     prune: dict[str, Any] = Field(default_factory=dict)
     attach_caps: dict[str, Any] = Field(default_factory=dict)
+    prune_caps: dict[str, Any] = Field(default_factory=dict)
+    #: Further options of prune-caps, by the name of a size.
+    slim: Annotated[
+        dict[Text, dict[str, Any]], BeforeValidator(_by_name), Field(max_length=_MAX_LENGTH)
+    ] = Field(default_factory=dict)
     export: ExportOptions = Field(default_factory=ExportOptions)
     analyse: AnalyseOptions = Field(default_factory=AnalyseOptions)
     profile: ProfileOptions = Field(default_factory=ProfileOptions)
@@ -115,13 +148,14 @@ class SweepRecipe(Options):
 
     @property
     def cells(self) -> tuple[GridCell, ...]:
-        """The cells of the grid, seed by seed."""
+        """The cells of the grid, seed by seed, those that are made from a cell behind it."""
         return tuple(
-            GridCell(backbone, pruned, trunk, seed)
+            GridCell(backbone, pruned, trunk, seed, slim)
             for seed in self.seeds
             for backbone in self.backbones
             for pruned in self.pruned
             for trunk in self.trunks
+            for slim in ("", *self.slim)
         )
 
     def cell_recipe(self, cell: GridCell, where: str = "") -> Recipe:
@@ -140,6 +174,7 @@ class SweepRecipe(Options):
         size: dict[str, Any] = {"flops": 1 - cell.pruned / 100}
         if strategy is not None and cell.pruned:
             size = {"strategy": strategy}
+        slim = {"prune-caps": {**self.prune_caps, **self.slim[cell.slim]}} if cell.slim else {}
         return parse_recipe(
             {
                 "name": cell.name,
@@ -148,6 +183,7 @@ class SweepRecipe(Options):
                 "prune": {**self.prune, **size},
                 "attach-caps": {**self.attach_caps, **head},
                 "attach-linear": head,
+                **slim,
                 "export": self.export.model_dump(),
                 "profile": None,
                 "analyse": self.analyse.model_dump(),
@@ -179,6 +215,25 @@ class GridCell:
     pruned: int
     trunk: TrunkKind
     seed: int
+    #: Name of the size to which its capsule network is pruned; empty where it is not.
+    slim: str = ""
+
+    @property
+    def whole(self) -> GridCell:
+        """The cell that has its capsule network as it was before it was pruned."""
+        return replace(self, slim="")
+
+    @property
+    def shared(self) -> tuple[StageName, ...]:
+        """Stages that it has from a run which it shares with others, where that has them."""
+        return (*_SHARED, "caps") if self.slim else _SHARED
+
+    @property
+    def stages(self) -> tuple[StageName, ...]:
+        """Stages that make it a finished cell, its own and those that it shares."""
+        if self.slim:
+            return (*self.shared[1:], *_SLIM)
+        return tuple(name for name in STAGES if STAGES[name].in_cells)
 
     @property
     def baseline_name(self) -> str:
@@ -193,7 +248,8 @@ class GridCell:
     @property
     def name(self) -> str:
         """Name of the cell's run."""
-        return f"{self.backbone}-{self.pruned}-{self.trunk}-s{self.seed}"
+        slim = f"-{self.slim}" if self.slim else ""
+        return f"{self.backbone}-{self.pruned}-{self.trunk}{slim}-s{self.seed}"
 
 
 def read_sweep_recipe(path: Path) -> SweepRecipe:
@@ -288,7 +344,7 @@ class Sweep:
             runs: from `read_runs`.
         """
         return {
-            cell.name: cell.name in runs and set(cell_stages()) <= set(runs[cell.name].stages)
+            cell.name: cell.name in runs and set(cell.stages) <= set(runs[cell.name].stages)
             for cell in self.cells
         }
 
@@ -363,9 +419,10 @@ def open_sweep(runs_dir: Path, recipe: SweepRecipe, precision: str = "32-true") 
     had = before.recipe.model_dump(mode="json", by_alias=True)
     changed = [key for key in asked if key not in _MAY_GROW and asked[key] != had[key]]
     changed += [
-        f"trunks.{kind}"
-        for kind, options in asked["trunks"].items()
-        if kind in had["trunks"] and options != had["trunks"][kind]
+        f"{key}.{name}"
+        for key in _NAMED
+        for name, options in asked[key].items()
+        if name in had[key] and options != had[key][name]
     ]
     if precision != before.precision:
         changed.append("--precision")

@@ -27,11 +27,9 @@ from capsprune.run import Run, open_run, read_run
 from capsprune.runtime.profile import Place, Timing, profile_variants
 from capsprune.runtime.sessions import resolve_provider
 from capsprune.stages import STAGES
-from capsprune.sweep import GridCell, Sweep, SweepRecipe, cell_stages, open_sweep, read_sweep
+from capsprune.sweep import GridCell, Sweep, SweepRecipe, open_sweep, read_sweep
 from capsprune.training.device import gpu_number
 
-#: Stages that cells have from runs which they share.
-_SHARED: tuple[StageName, ...] = ("baseline", "pruned")
 #: The last job: all networks beside each other in ONNX Runtime.
 _PROFILE = "profile"
 
@@ -44,6 +42,7 @@ class Member:
     recipe: Recipe
     device: str
     precision: str
+    cell: GridCell
     #: Name of the run whose stages it takes over.
     source: str | None = None
     #: A state dict that others published, in place of pruning.
@@ -62,9 +61,9 @@ def sweep(
 ) -> Sweep:
     """Do what is not done yet of a grid of runs, each in a process of its own.
 
-    Cells of one backbone and seed share one baseline, and those of one pruned level one pruned
-    backbone. What is finished is not done again; what fails is noted and stops nothing but what
-    builds on it.
+    Cells of one backbone and seed share one baseline, those of one pruned level one pruned
+    backbone, and those that prune one capsule network that network. What is finished is not done
+    again; what fails is noted and stops nothing but what builds on it.
 
     Args:
         recipe: of the grid.
@@ -89,15 +88,19 @@ def sweep(
     todo: dict[str, Job] = {}
     runs, damaged = opened.read_runs()
     for cell in recipe.cells:
-        reason = damaged.get(cell.name, unfinished(runs.get(cell.name)))
+        reason = damaged.get(cell.name, unfinished(cell, runs.get(cell.name)))
         if reason is None:
             continue
+        if cell.whole.name in opened.failed:
+            reason = f"not begun, as {cell.whole.name} failed"
         if reason:
             opened.failed[cell.name] = reason
             progress.say(f"{cell.name} failed: {reason}")
             continue
         for job in _jobs_for(opened, cell, device, checkpoints):
-            todo.setdefault(job.name, job)
+            # What a cell shares is in the way of the first that needs it.
+            needs = tuple(need for need in job.needs if need in todo)
+            todo.setdefault(job.name, replace(job, needs=needs))
     done = len(recipe.cells) - len(opened.failed) - sum(c.name in todo for c in recipe.cells)
     if done:
         progress.say(f"{done} of {len(recipe.cells)} cells are done already")
@@ -109,29 +112,30 @@ def sweep(
 
     run_jobs(list(todo.values()), jobs, progress, f"Sweep {opened.name}", note)
     runs, _ = opened.read_runs()
-    if any(unfinished(runs.get(cell.name)) is None for cell in recipe.cells):
+    if any(unfinished(cell, runs.get(cell.name)) is None for cell in recipe.cells):
         last = Job(_PROFILE, partial(_profile, runs_dir, recipe, device))
         run_jobs([last], 1, progress, "Profiling", note)
     opened.write()
     return opened
 
 
-def unfinished(run: Run | None) -> str | None:
+def unfinished(cell: GridCell, run: Run | None) -> str | None:
     """Tell what the run of a cell lacks.
 
     Args:
+        cell: which.
         run: the cell's, or None if there is none yet.
 
     Returns:
         None if it is finished, "" if there is something left to do, or what is damaged.
     """
     if run is None or any(
-        stage not in run.stages or not run.path(stage).exists() for stage in cell_stages()
+        stage not in run.stages or not run.path(stage).exists() for stage in cell.stages
     ):
         return ""
     try:
-        for stage in cell_stages():
-            if STAGES[stage].is_checkpoint and stage != _SHARED[-1]:
+        for stage in cell.stages:
+            if STAGES[stage].is_checkpoint and stage not in cell.shared:
                 verify_checkpoint(run.path(stage))
     except CapspruneError as error:
         return f"{error} Remove that folder, and give the same command again."
@@ -149,7 +153,10 @@ def _published_file(recipe: SweepRecipe, cell: GridCell, checkpoints: Path | Non
 def _jobs_for(
     opened: Sweep, cell: GridCell, device: str, checkpoints: Path | None
 ) -> Iterator[Job]:
-    """The jobs that make a cell: its baseline, its pruned backbone, and itself."""
+    """The jobs that make a cell: its baseline, its pruned backbone, and itself.
+
+    One that prunes the capsule network of a cell has that from it.
+    """
     grid = opened.recipe
     recipe = grid.cell_recipe(cell)
     published = _published_file(grid, cell, checkpoints)
@@ -161,8 +168,12 @@ def _jobs_for(
 
     def member(name: str, **given: Any) -> Member:
         named = replace(recipe, name=name)
-        return Member(opened.directory, named, device, opened.precision, **given)
+        return Member(opened.directory, named, device, opened.precision, cell, **given)
 
+    if cell.slim:
+        whole = cell.whole.name
+        yield Job(cell.name, partial(_cell, member(cell.name, source=whole)), (whole,))
+        return
     needs: tuple[str, ...] = ()
     if published is None:
         yield Job(cell.baseline_name, partial(_baseline, member(cell.baseline_name)))
@@ -184,7 +195,7 @@ def _session(member: Member, progress: Progress, place: int) -> Iterator[Session
     with open_run(member.directory, recipe.name, recipe.seed, create=True) as run:
         if member.source is not None:
             source = read_run(member.directory, member.source)
-            for stage in _SHARED:
+            for stage in member.cell.shared:
                 if stage in source.stages:
                     run.adopt(stage, source)
         yield Session(run, device, member.precision, progress=progress)
@@ -218,8 +229,8 @@ def _pruned(member: Member, progress: Progress, place: int) -> None:
 
 def _cell(member: Member, progress: Progress, place: int) -> None:
     with _session(member, progress, place) as session:
-        for stage in cell_stages():
-            if stage not in _SHARED:
+        for stage in member.cell.stages:
+            if stage not in member.cell.shared:
                 _do(stage, member, session)
 
 
@@ -233,23 +244,25 @@ def _profile(
     """Measure the networks of the grid beside each other: one of each architecture.
 
     Seeds and kinds of trunk differ in the weights, and the pruned channels of two seeds are about
-    as many; so the first finished cell of each backbone and pruned level stands for all.
+    as many; so the first finished cell of each backbone, pruned level and size stands for all.
     """
     opened = read_sweep(runs_dir, recipe.name)
     runs, _ = opened.read_runs()
-    chosen: dict[tuple[str, int], GridCell] = {}
+    chosen: dict[tuple[str, int, str], GridCell] = {}
     for cell in recipe.cells:
-        if unfinished(runs.get(cell.name)) is None:
-            chosen.setdefault((cell.backbone, cell.pruned), cell)
+        if unfinished(cell, runs.get(cell.name)) is None:
+            chosen.setdefault((cell.backbone, cell.pruned, cell.slim), cell)
     variants: dict[str, dict[str, Any]] = {}
     for cell in chosen.values():
-        for head, stage in _HEADS.items():
-            label = f"{cell.backbone}, {cell.pruned} % pruned, {head}"
+        for head, stage in _networks(cell.slim).items():
+            slim = {"slim": cell.slim} if cell.slim else {}
+            label = f"{cell.backbone}, {cell.pruned} % pruned, {' '.join((*slim.values(), head))}"
             variants[label] = {
                 "run": cell.name,
                 "backbone": cell.backbone,
                 "pruned": cell.pruned,
                 "head": head,
+                **slim,
                 "seed": cell.seed,
                 "checkpoint": runs[cell.name].stages[stage].id,
             }
@@ -279,8 +292,13 @@ def _profile(
     write_text(opened.profile_path, dump_json(result, indent=1) + "\n")
 
 
-#: The stage that holds each kind of head.
-_HEADS: dict[str, StageName] = {"capsules": "caps", "linear": "linear"}
+def _networks(slim: str) -> dict[str, StageName]:
+    """Return the stages of a cell that hold networks of its own, by the kinds of their heads.
+
+    Args:
+        slim: the cell's.
+    """
+    return {"capsules": "slim"} if slim else {"capsules": "caps", "linear": "linear"}
 
 
 def _profiled(path: Path, asked: Mapping[str, Any]) -> bool:
@@ -298,7 +316,7 @@ def _export(opened: Sweep, variant: Mapping[str, Any], target: Path) -> int:
     """Export a cell's network; returns its image size."""
     with open_run(opened.directory, variant["run"]) as run:
         session = Session(run)
-        source = run.path(_HEADS[variant["head"]])
+        source = run.path(_networks(variant.get("slim", ""))[variant["head"]])
         checkpoint = load_checkpoint(source)
         images = find_images(session, source, checkpoint.architecture)
         export_checkpoint(session, checkpoint, images, target)

@@ -121,7 +121,7 @@ def claims(results: Results) -> list[PaperClaim]:
     found = []
     groups = grouped(results.rows, results.where)
     for where, rows in groups.items():
-        for claim in _claims_on(_Rows(rows), results.analyses):
+        for claim in _claims_on(_Rows(rows)):
             statement = claim.statement[0].upper() + claim.statement[1:]
             if len(groups) > 1:
                 statement = f"{where}: {claim.statement}"
@@ -134,7 +134,7 @@ class _Rows:
 
     def __init__(self, rows: Iterable[Row]) -> None:
         self._rows: dict[tuple[str, int, str], Row] = {
-            (row.trunk, row.pruned, row.head): row for row in rows
+            (row.trunk, row.pruned, row.head): row for row in rows if row.kind != "slim"
         }
 
     @property
@@ -190,7 +190,7 @@ class _Rows:
         return " or ".join(sorted(names.get(meter, meter) for meter in meters)) or "not measured"
 
 
-def _claims_on(rows: _Rows, analyses: Mapping[str, Mapping[str, Any]]) -> list[PaperClaim]:
+def _claims_on(rows: _Rows) -> list[PaperClaim]:
     pruned_and_not = "an unpruned and a pruned row of the same trunk"
     return [
         _judge(
@@ -240,7 +240,7 @@ def _claims_on(rows: _Rows, analyses: Mapping[str, Mapping[str, Any]]) -> list[P
             [
                 _decide(_LOSS_TO_DISTORTION, -1, pairing, lost)
                 for pairing in rows.with_linear("capsules lose")
-                if (lost := _losses(pairing, analyses))
+                if (lost := _losses(pairing))
             ],
         ),
     ]
@@ -306,15 +306,15 @@ def _binomial(cell: Cell) -> float:
     return accuracy * (1 - accuracy) / images if images else 0
 
 
-def _losses(pairing: _Pairing, analyses: Mapping[str, Mapping[str, Any]]) -> list[_Pair]:
+def _losses(pairing: _Pairing) -> list[_Pair]:
     """Return the accuracies that both heads lose, on average over the amounts of distortions."""
     if pairing.first is None or pairing.second is None:
         return []
     linear = {cell.run: cell.values.get("accuracy") for cell in pairing.second.cells}
     found = (
-        _loss(cell, linear.get(cell.run), analyses[cell.run])
+        _loss(cell, linear.get(cell.run), cell.analysis)
         for cell in pairing.first.cells
-        if cell.run in analyses
+        if cell.analysis is not None
     )
     return [pair for pair in found if pair is not None]
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from capsprune.bounds import cut, cut_apart
+from capsprune.capsules.heads import DYNAMIC
 from capsprune.errors import RunError
-from capsprune.records import DamagedRun
+from capsprune.records import DamagedRun, StageRecord
 from capsprune.report.notes import notes_on
 from capsprune.report.reading import (
     Candidate,
@@ -17,17 +19,19 @@ from capsprune.report.reading import (
     Described,
     Epoch,
     SweepProfile,
+    layer_bytes,
     read_rows,
 )
 from capsprune.report.results import (
     BackboneResult,
     Cell,
+    Item,
+    Kind,
     Latency,
-    OfRun,
     Results,
-    Row,
     Search,
-    grouped,
+    rows_of,
+    told_apart,
 )
 from capsprune.run import Run, read_run
 from capsprune.stages import STAGES
@@ -48,22 +52,28 @@ _FIGURES = (
     *("trunk_macs", "head_macs", "forward_macs", "training_flops", "parameters", "flops_ratio"),
 )
 
-#: What `profile` measures in one run.
-_RUN_VARIANTS = ("unpruned, linear", "unpruned, capsules", "pruned, capsules")
+#: Options of `prune-caps` that ask for a size.
+_ASKED = ("capsules", "primary_rank", "iterations", "primary_caps", "flops", "params", "file_size",
+          "latency", "strategy")  # fmt: skip
+#: What `profile` measures in one run: which networks these are.
+_RUN_VARIANTS: dict[str, tuple[str, Kind]] = {
+    "unpruned, linear": ("unpruned", "linear"),
+    "unpruned, capsules": ("unpruned", "capsules"),
+    "pruned, capsules": ("pruned", "capsules"),
+    "slim, capsules": ("pruned", "slim"),
+}
 _BACKBONES = ("baseline", "pruned")
-#: What the heads of stages are called in tables and legends.
-_HEADS = {"caps": "capsules", "linear": "linear"}
+#: Stages whose networks have heads.
+_HEADED = {"caps": "capsules", "linear": "linear", "slim": "capsules"}
 #: What a report takes from a measurement.
 _MEASURED = {field.name for field in fields(Latency)} & MeasurementSummary.model_fields.keys()
-#: Stages that each cell of a sweep has.
-_CELL = ("caps", "linear", "onnx", "analysis")
-#: What a row has of its cells.
-_IDENTITY = [field.name for field in fields(Row) if field.name != "cells"]
-#: Figures that runs share where they were trained alike.
-_TRAINED = ("epochs", "image_size", "classes", "images")
 #: Characters of a name that a table or a legend has room for.
 _LONGEST = 80
-_OfRun = TypeVar("_OfRun", bound=OfRun)
+#: What sizes a capsule head says that it has, and under which names a report has them.
+_SIZES = {"iterations": "iterations", "rank": "primary_rank"}
+_Values = dict[str, float]
+#: `Cell.network`.
+_Network = tuple[str, Kind, str]
 
 
 def collect(sources: Sequence[tuple[Path, str]]) -> Results:
@@ -90,14 +100,13 @@ def collect(sources: Sequence[tuple[Path, str]]) -> Results:
                 raise
     for name, reason in reader.damaged.items():
         reader.miss(name, reason.rstrip("."))
-    rows = _rows(reader.cells)
+    rows = rows_of(reader.cells)
     return Results(
         title=", ".join(name for _, name in sources),
         rows=rows,
-        backbones=_told_apart(reader.backbones.values()),
-        searches=_told_apart(reader.searches.values()),
+        backbones=told_apart(reader.backbones.values()),
+        searches=told_apart(reader.searches.values()),
         latencies=tuple(reader.latencies),
-        analyses=reader.analyses,
         missing=reader.missing,
         damaged={**reader.damaged, **reader.files},
         notes=notes_on(rows, reader.latencies, reader.weights, reader.parts),
@@ -113,7 +122,6 @@ class _Reader:
         self.backbones: dict[str, BackboneResult] = {}
         self.searches: dict[str, Search] = {}
         self.latencies: list[Latency] = []
-        self.analyses: dict[str, Mapping[str, Any]] = {}
         self.missing: dict[str, str] = {}
         self.damaged: dict[str, str] = {}
         #: What the training started from, and the part of the images it had.
@@ -169,8 +177,9 @@ class _Reader:
         for cell in sweep.cells:
             run = runs.get(cell.name)
             if run is not None:
-                self._read_run(run, prefix + cell.name, cell.pruned, name)
-            absent = [stage for stage in _CELL if run is None or stage not in run.stages]
+                self._read_run(run, prefix + cell.name, cell.pruned, name, cell.slim)
+            own = [stage for stage in cell.stages if stage not in cell.shared]
+            absent = [stage for stage in own if run is None or stage not in run.stages]
             if cell.name in damaged:
                 continue  # named with the others
             if reason := sweep.failed.get(cell.name):
@@ -194,7 +203,9 @@ class _Reader:
             )
         self._read_sweep_profile(sweep.profile_path, runs, prefix)
 
-    def _read_run(self, run: Run, name: str, asked: int | None = None, source: str = "") -> None:
+    def _read_run(
+        self, run: Run, name: str, asked: int | None = None, source: str = "", size: str = ""
+    ) -> None:
         """Read the stages of a run.
 
         Args:
@@ -202,88 +213,130 @@ class _Reader:
             name: what the report calls it.
             asked: per cent of the FLOPs that were to be removed; None for what the run says.
             source: the sweep that it belongs to.
+            size: name of the size of its slim network, where it shares all else with others.
         """
         unusable = run.unusable("report")
         for reason in unusable.values():
             self.miss(name, f"left out: {reason}")
         usable = run.stages.keys() - unusable
         pruned = _pruned_of(run) if asked is None else asked
-        own = {"run": name, "seed": run.seed, "source": source}
+        own = {"run": name, "seed": run.seed, "source": source, "pruned": pruned}
+        parts = self._read_parts(run, name, usable)
         for stage in _BACKBONES:
             if stage in usable:
-                level = pruned if stage == "pruned" else 0
-                self._read_backbone(run, stage, own | {"pruned": level})
+                level = {} if stage == "pruned" else {"pruned": 0}
+                self._read_backbone(run, stage, own | level, parts[stage])
         if "baseline" in usable:
             record = run.stages["baseline"]
             weights = record.summary_as(NetworkSummary).weights
             self.weights.add(cut_apart(weights or "unknown", _LONGEST))
             self.parts.add(record.options.get("part") or 1.0)
-        for stage, head in _HEADS.items():
-            if stage in usable:
-                self._read_cell(run, stage, own | {"head": head, "pruned": pruned})
-        cells = {(name, "capsules")}
-        if "analysis" in usable:
-            analysis = run.stages["analysis"].summary_as(AnalysisSummary)
-            self.analyses[name] = analysis.to_dict()
-            self._add(cells, analysis.figures)
-        if "onnx" in usable:
-            self._add(cells, {"file_bytes": run.stages["onnx"].summary_as(ExportSummary).bytes})
+        cells: dict[str | None, Cell] = {}
+        for stage in _HEADED:
+            if stage in usable and (stage == "slim" or not size):
+                cell = self._read_cell(run, stage, own, parts[stage], size)
+                cells[run.stages[stage].id] = cell
+                self.cells.append(cell)
+        for stage in ("analysis", "onnx"):
+            if stage in usable and (of_it := cells.get(run.stages[stage].parent)):
+                self._add({of_it.network}, *_found(run.stages[stage]))
 
-    def _read_backbone(self, run: Run, stage: Any, own: Mapping[str, Any]) -> None:
+    def _read_parts(self, run: Run, name: str, stages: Collection[str]) -> dict[str, _Values]:
+        """Return the bytes of the parts of networks, by stage: trunk, and layers of the head.
+
+        Which layers of a backbone are its trunk is read off the networks with a head.
+        """
+        layers: dict[str, dict[str, int]] = {}
+        for stage in {*_BACKBONES, *_HEADED}.intersection(stages):
+            path = run.path(stage) / "model.safetensors"
+            layers[stage] = self._noting(path, name, partial(layer_bytes, path)) or {}
+        of_trunk = {layer for found in layers.values() for layer in found if layer[:6] == "trunk."}
+        parts: dict[str, _Values] = {stage: {} for stage in stages}
+        for stage, found in layers.items():
+            for layer, size in found.items():
+                part = layer.partition(".")[0]
+                if stage in _BACKBONES:
+                    part = "trunk" if f"trunk.{layer}" in of_trunk else "classifier"
+                if of_trunk:
+                    parts[stage][f"{part}_bytes"] = parts[stage].get(f"{part}_bytes", 0) + size
+        return parts
+
+    def _read_backbone(self, run: Run, stage: Any, own: Mapping[str, Any], parts: _Values) -> None:
         record, folder = run.stages[stage], run.path(stage)
         if record.id in self.backbones:
             return
         summary = record.summary_as(NetworkSummary)
         shared = {**own, **_about(summary)}
         epochs = self._read(folder / "metrics.jsonl", Epoch, own["run"])
-        values = _figures(summary)
         self.backbones[record.id] = BackboneResult(
-            **shared, stage=stage, values=values, epochs=epochs
+            **shared, stage=stage, values=_figures(summary) | parts, epochs=epochs
         )
-        candidates = self._read(folder / "candidates.jsonl", Candidate, own["run"])
-        if candidates:
-            best = summary.best_candidate
-            self.searches[record.id] = Search(**shared, candidates=candidates, best=best)
+        self._read_search(record, folder, shared)
 
-    def _read_cell(self, run: Run, stage: str, own: Mapping[str, Any]) -> None:
-        summary = run.stages[stage].summary_as(HeadSummary)
-        values, folder = _figures(summary), run.path(stage)
+    def _read_search(self, record: StageRecord, folder: Path, about: Mapping[str, Any]) -> None:
+        candidates = self._read(folder / "candidates.jsonl", Candidate, about["run"])
+        if candidates:
+            best = record.summary_as(NetworkSummary).best_candidate
+            self.searches[record.id] = Search(**about, candidates=candidates, best=best)
+
+    def _read_cell(
+        self, run: Run, stage: str, own: Mapping[str, Any], parts: _Values, size: str
+    ) -> Cell:
+        record, folder = run.stages[stage], run.path(stage)
+        summary = record.summary_as(NetworkSummary)
+        values, head = _figures(summary) | parts, _HEADED[stage]
         for described in self._read(folder / "architecture.json", Described, own["run"], True):
-            data = described["data"]
+            data, config = described["data"], described.get("head") or {}
             values |= {"image_size": data["image_size"], "classes": len(data["class_names"])}
-        self.cells.append(
-            Cell(
-                **own,
-                **_about(summary),
-                trunk="frozen" if summary.frozen else "finetuned",
-                values=values,
-                memory_meter=summary.memory_meter,
-                energy_meter=summary.energy_meter,
-                epochs=self._read(folder / "metrics.jsonl", Epoch, own["run"]),
-            )
+            values |= {name: config[key] for key, name in _SIZES.items() if config.get(key)}
+            if head != "linear" and config.get("kind", DYNAMIC) != DYNAMIC:
+                head = cut_apart(config["kind"], _LONGEST)
+        about = {**own, **_about(summary)}
+        frozen = summary.to_dict().get("frozen", False)
+        if stage == "slim":
+            about |= _pruning(record, size)
+            if "caps" in run.stages:
+                whole = run.stages["caps"].summary_as(HeadSummary)
+                frozen = whole.frozen
+                values |= {f"{key}_whole": found for key, found in _figures(whole).items()}
+            told = {key: about[key] for key in about if key not in ("criterion", "asked")}
+            self._read_search(record, folder, told)
+        return Cell(
+            **about,
+            head=head,
+            trunk="frozen" if frozen else "finetuned",
+            values=values,
+            memory_meter=summary.memory_meter,
+            energy_meter=summary.energy_meter,
+            epochs=self._read(folder / "metrics.jsonl", Epoch, own["run"]),
         )
 
     def _read_run_profile(self, run: Run, name: str) -> None:
-        """Read the latencies of a run's own three networks."""
+        """Read the latencies of a run's own networks."""
         profile = run.stages["profile"].summary_as(ProfileSummary)
         caps = run.stages["caps"].summary_as(HeadSummary)
         pruned = _pruned_of(run)
-        for label in _RUN_VARIANTS:
+        cells = {cell.kind: cell for cell in self.cells if cell.run == name}
+        for label in profile.variants:
             # A run that removed nothing has its capsules under both names: the trained ones.
-            if label not in profile.variants or (pruned == 0 and label == "unpruned, capsules"):
+            if label not in _RUN_VARIANTS or (pruned == 0 and label == "unpruned, capsules"):
                 continue
-            state, head = label.split(", ")
-            level = pruned if state == "pruned" else 0
-            cells = {(name, head)} if level == pruned else set()
-            shared = {**_about(caps), "pruned": level, "head": head, "source": name}
+            state, kind = _RUN_VARIANTS[label]
+            level = 0 if state == "unpruned" else pruned
+            cell = cells.get(kind) if level == pruned else None
+            shared = {**_about(caps), "pruned": level, "source": name}
+            shared |= {"head": "linear" if kind == "linear" else "capsules"}
+            if cell is not None:
+                shared |= {"head": cell.head, "slim": cell.slim}
             size = profile.variants[label].file_bytes
-            self._add_latencies(profile.measurements, label, shared, size, cells)
+            networks = set() if cell is None else {cell.network}
+            self._add_latencies(profile.measurements, label, shared, size, networks)
 
     def _read_sweep_profile(self, path: Path, runs: Mapping[str, Run], prefix: str) -> None:
         """Read the latencies of a sweep's networks.
 
         Each stands for all cells with the same head on the same pruned backbone: they differ by
-        their weights alone.
+        their weights alone. A slim one stands for itself.
         """
         source = path.parent.name
         if not path.exists():
@@ -294,16 +347,20 @@ class _Reader:
             if run is None or "pruned" not in run.stages:
                 continue
             backbone = run.stages["pruned"]
-            same = {
-                (prefix + other.name, variant["head"])
-                for other in runs.values()
-                if "pruned" in other.stages and other.stages["pruned"].id == backbone.id
-            }
-            shared = {key: variant[key] for key in ("backbone", "pruned", "head")}
+            shared = {key: variant[key] for key in ("backbone", "pruned", "head", "slim")
+                      if key in variant}  # fmt: skip
+            same = [run]
+            if "slim" not in variant:
+                same = [other for other in runs.values() if "pruned" in other.stages
+                        and other.stages["pruned"].id == backbone.id]  # fmt: skip
+            runs_of = {prefix + other.name for other in same}
+            kind = "slim" if "slim" in variant else variant["head"]
+            networks = {cell.network for cell in self.cells
+                        if cell.run in runs_of and cell.kind == kind}  # fmt: skip
             data = _about(backbone.summary_as(NetworkSummary))["data"]
             shared |= {"data": data, "source": source}
             size = variant["file_bytes"]
-            self._add_latencies(profiles[0]["measurements"], label, shared, size, same)
+            self._add_latencies(profiles[0]["measurements"], label, shared, size, networks)
 
     def _add_latencies(
         self,
@@ -311,7 +368,7 @@ class _Reader:
         label: str,
         shared: Mapping[str, Any],
         file_bytes: int,
-        cells: Collection[tuple[str, str]],
+        networks: Collection[_Network],
     ) -> None:
         """Read the latencies of a profile's variant, which are those of some cells too."""
         measured = [
@@ -321,25 +378,62 @@ class _Reader:
         ]
         self.latencies += measured
         by_batch = {f"latency_ms_batch_{row.batch}": row.latency_ms for row in measured}
-        self._add(cells, by_batch | {"file_bytes": file_bytes})
+        by_batch |= {
+            f"routing_ms_batch_{row.batch}": row.latency_ms * row.routing_share
+            for row in measured
+            if row.routing_share
+        }
+        self._add(networks, by_batch | {"file_bytes": file_bytes})
 
-    def _add(self, cells: Collection[tuple[str, str]], values: Mapping[str, float]) -> None:
-        """Add figures to cells, of which are given run and head; what they have already stays."""
+    def _add(
+        self,
+        networks: Collection[_Network],
+        values: Mapping[str, float],
+        analysis: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Add figures, and an analysis, to some cells; what they have already stays."""
         self.cells = [
-            replace(cell, values={**values, **cell.values})
-            if (cell.run, cell.head) in cells
+            replace(cell, values={**values, **cell.values}, analysis=analysis or cell.analysis)
+            if cell.network in networks
             else cell
             for cell in self.cells
         ]
 
     def _read(self, path: Path, kind: Any, run: str, whole: bool = False) -> tuple[Any, ...]:
         """Read a file, or note that it is damaged; then there is nothing in it."""
+        return self._noting(path, run, lambda: read_rows(path, kind, whole=whole)) or ()
+
+    def _noting(self, path: Path, run: str, read: Callable[[], Item]) -> Item | None:
+        """Read a file, or note that it is damaged."""
         try:
-            return read_rows(path, kind, whole=whole)
+            return read()
         except DamagedFileError as error:
             self.files[str(path)] = error.reason
             self.miss(run, str(error))
-            return ()
+            return None
+
+
+def _found(record: StageRecord) -> tuple[_Values, dict[str, Any] | None]:
+    """Return what `analysis` or `onnx` found of a network, and the whole analysis."""
+    if isinstance(record.summary, AnalysisSummary):
+        return record.summary.figures, record.summary.to_dict()
+    return {"file_bytes": record.summary_as(ExportSummary).bytes}, None
+
+
+def _pruning(record: StageRecord, name: str) -> dict[str, str]:
+    """Return how a capsule network was pruned: to which size, and by which criterion.
+
+    Args:
+        record: of the stage `slim`.
+        name: of the size, where it has one.
+    """
+    asked = {key: found for key in _ASKED if (found := record.options.get(key)) is not None}
+    name = name or ", ".join(f"{key.replace('_', '-')} {size}" for key, size in asked.items())
+    return {
+        "slim": cut_apart(name or "as small as can be", _LONGEST),
+        "criterion": cut_apart(str(record.options.get("capsule_criterion") or ""), _LONGEST),
+        "asked": ", ".join(asked),
+    }
 
 
 def _about(summary: NetworkSummary) -> dict[str, Any]:
@@ -356,37 +450,3 @@ def _pruned_of(run: Run) -> int:
     record = run.stages.get("pruned")
     ratio = record.summary_as(NetworkSummary).flops_ratio if record is not None else None
     return 0 if ratio is None else round(100 * (1 - ratio))
-
-
-def _rows(cells: Iterable[Cell]) -> tuple[Row, ...]:
-    """Put cells that differ by their seeds alone together, capsules before linear heads.
-
-    Those of different sweeps stay apart. Runs of their own are together where they have different
-    seeds and were trained as long.
-    """
-    groups = grouped(_told_apart(cells), lambda cell: cell.configuration)
-    return tuple(
-        Row(
-            **{name: getattr(group[0], name) for name in _IDENTITY},
-            cells=tuple(sorted(group, key=lambda cell: cell.seed)),
-        )
-        for _, group in sorted(groups.items())
-    )
-
-
-def _told_apart(found: Iterable[_OfRun]) -> tuple[_OfRun, ...]:
-    """Make each run of its own a source where such runs are not the seeds of one configuration.
-
-    They are where their seeds differ, and they were trained alike.
-    """
-    found = list(found)
-    groups = grouped((item for item in found if not item.source), lambda item: item.configuration)
-    alike = {
-        key: len({item.seed for item in group}) == len(group)
-        and len({tuple(map(item.values.get, _TRAINED)) for item in group}) == 1
-        for key, group in groups.items()
-    }
-    return tuple(
-        item if item.source or alike[item.configuration] else replace(item, source=item.run)
-        for item in found
-    )

@@ -51,7 +51,8 @@ def make_figures(results: Results) -> list[Figure]:
 
 def accuracy_against_flops(results: Results) -> Figure:
     """Figure 3 of the paper: accuracy against the FLOPs of training, on a logarithmic axis."""
-    rows = [row for row in results.rows if row.spread("training_flops") and row.spread("accuracy")]
+    rows = results.rows_of("capsules", "linear")
+    rows = [row for row in rows if row.spread("training_flops") and row.spread("accuracy")]
     labels = list(dict.fromkeys(_series(results, row) for row in sorted(rows, key=_order)))
     levels = [_level(pruned) for pruned in sorted({row.pruned for row in rows})]
     # Areas, of which the eye takes in the width.
@@ -111,17 +112,17 @@ def _configuration(results: Results, row: Row) -> list[Record]:
 def search_scatter(results: Results) -> Figure:
     """The candidates of each search: how many FLOPs they keep, and how they score."""
     searches = [search for search in results.searches if search.scored]
-    searches.sort(key=lambda s: (s.data, s.backbone, s.source, s.pruned, s.seed))
+    searches.sort(key=lambda s: (s.data, s.backbone, s.source, s.pruned, s.slim, s.seed))
     seeds = [f"seed {seed}" for seed in sorted({search.seed for search in searches})]
     panels = [
         charts.points(
             [record for search in group for record in _candidates(search)],
-            charts.title(f"{where}, {pruned} % pruned", "score (%)"),
+            charts.title(f"{where}, {pruned} % pruned{', slim' * slim}", "score (%)"),
             "FLOPs that remain (%)",
             charts.looks("series", "Search", seeds),
         )
-        for (where, pruned), group in grouped(
-            searches, lambda search: (results.where(search), search.pruned)
+        for (where, pruned, slim), group in grouped(
+            searches, lambda search: (results.where(search), search.pruned, bool(search.slim))
         ).items()
     ]
     return Figure(
@@ -161,7 +162,7 @@ def training_curves(results: Results) -> Figure:
     """Validation accuracy and loss by epoch, of heads and of the backbones that they are on."""
     trainings = [
         (results.where(row), row.pruned, f"{row.head}, {row.trunk}", cell.epochs)
-        for row in sorted(results.rows, key=_order)
+        for row in sorted(results.rows_of("capsules", "linear"), key=_order)
         for cell in row.cells
     ] + [
         (results.where(one), one.pruned, f"backbone, {one.stage}", one.epochs)
@@ -219,7 +220,7 @@ def latency_bars(results: Results) -> Figure:
     """Latency in ONNX Runtime by network, at each batch size, with the routing's part."""
     rows = sorted(
         results.latencies,
-        key=lambda r: (r.data, r.backbone, r.source, r.head == "linear", r.pruned, r.batch),
+        key=lambda r: (r.data, r.backbone, r.source, r.head == "linear", r.pruned, r.slim, r.batch),
     )
     parts = list(dict.fromkeys(record["series"] for row in rows for record in _bar(row, 0, "")))
     panels = []
@@ -282,7 +283,7 @@ def robustness_curves(results: Results) -> Figure:
         found = [
             (row.pruned, point)
             for row in rows
-            for summary in _summaries(results, row)
+            for summary in _summaries(row)
             for point in summary.get("robustness") or ()
         ]
         kinds = {p["distortion"]: p["unit"] for _, p in found if p["distortion"] != "none"}
@@ -375,7 +376,7 @@ def _measured(
     results: Results, row: Row, by_level: bool, key: str, factor: float, _: str, up: str
 ) -> list[Record]:
     """Return the points of a row: one of its level, or one an iteration."""
-    found = [summary.get(key) for summary in _summaries(results, row)]
+    found = [summary.get(key) for summary in _summaries(row)]
     seeds = [value for value in found if value is not None and value != []]
     series: Iterable[Any] = [seeds] if by_level and seeds else zip(*seeds, strict=False)
     name = f"{_after(results.source_of(row))}{row.backbone}, {row.pruned} % pruned, {row.trunk}"
@@ -411,12 +412,12 @@ def _point(key: str, series: str, x: float, spread: Spread) -> Record:
     return point
 
 
-def _summaries(results: Results, row: Row) -> list[Mapping[str, Any]]:
-    return [results.analyses[cell.run] for cell in row.cells if cell.run in results.analyses]
+def _summaries(row: Row) -> list[Mapping[str, Any]]:
+    return [cell.analysis for cell in row.cells if cell.analysis is not None]
 
 
 def _analysed(results: Results) -> list[Row]:
-    rows = [row for row in results.rows if row.head != "linear" and _summaries(results, row)]
+    rows = [row for row in results.rows if row.head != "linear" and _summaries(row)]
     return sorted(rows, key=_order)
 
 

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from itertools import chain
 from typing import Any, Literal, TypeVar
 
 Item = TypeVar("Item")
 Trunk = Literal["frozen", "finetuned"]
-Head = Literal["capsules", "linear"]
+#: Of networks with a head: `slim` are the pruned capsule networks.
+Kind = Literal["capsules", "slim", "linear"]
 #: In the order of tables and legends.
 TRUNKS: tuple[Trunk, ...] = ("finetuned", "frozen")
 #: Those that are compared on distorted images.
-COMPARED: tuple[Head, ...] = ("capsules", "linear")
+COMPARED = ("capsules", "linear")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +26,8 @@ class Result:
     backbone: str
     #: Per cent of the backbone's FLOPs that were removed: as the sweep asked, or rounded.
     pruned: int
+    #: Size that the capsule network was pruned to, in a word; empty where it was not.
+    slim: str = ""
     #: Name of the sweep, or of the run where a report has several of the same configuration: what
     #: was trained differently is not averaged. Empty for the runs of their own that may be.
     source: str = ""
@@ -45,25 +48,49 @@ class OfRun(Result):
     @property
     def configuration(self) -> tuple[Any, ...]:
         """What it has in common with those that may be averaged with it; in the order of tables."""
-        told = ("head", "data", "backbone", "source", "trunk", "stage", "pruned")
+        told = ("head", "data", "backbone", "source", "trunk", "stage", "pruned", "slim")
         return tuple(getattr(self, name, "") for name in told)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cell(OfRun):
-    """One trained network with its head: a run's `caps` or `linear` stage, and what belongs to it.
+class Headed(Result):
+    """What is told of a network with a head."""
+
+    trunk: Trunk
+    #: "linear", "capsules", or the name of another head.
+    head: str
+    #: What the capsules were ranked by before they were removed, and which sizes were asked for.
+    criterion: str = ""
+    asked: str = ""
+
+    @property
+    def kind(self) -> Kind:
+        """Which table it is in."""
+        return "linear" if self.head == "linear" else "slim" if self.slim else "capsules"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell(OfRun, Headed):
+    """One trained network with its head: a run's `caps`, `linear` or `slim` stage, and its figures.
 
     Its `values`: `accuracy`, `images` (of the test), `training_flops`, `forward_macs`,
     `trunk_macs`, `parameters`, `file_bytes`, `epoch_seconds`, `peak_memory_mb`, `energy_joules`,
     `bottleneck_channels`, `primary_capsules`, `latency_ms_batch_1` and `_32` where its network was
-    profiled, and what the analysis found: `bottleneck_entropy` and the like.
+    profiled, and what the analysis found: `bottleneck_entropy` and the like; `trunk_bytes` and the
+    like of its layers. Of a slim one also `accuracy_before_finetuning`, and `accuracy_whole` and
+    `primary_capsules_whole` of the network that it was made from.
     """
 
-    trunk: Trunk
-    head: Head
     #: What measured memory and energy: "resident set", "NVML", "RAPL", or None.
     memory_meter: str | None = None
     energy_meter: str | None = None
+    #: The summary of the `analysis` stage, where it is of this network.
+    analysis: Mapping[str, Any] | None = None
+
+    @property
+    def network(self) -> tuple[str, Kind, str]:
+        """What tells it from all others."""
+        return self.run, self.kind, self.slim
 
 
 @dataclass(frozen=True)
@@ -94,11 +121,9 @@ def spread_of(results: Iterable[OfRun], value: str) -> Spread | None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row(Result):
+class Row(Headed):
     """A configuration over its seeds: one line of the table, one point of the figure."""
 
-    trunk: Trunk
-    head: Head
     cells: Sequence[Cell]
 
     def spread(self, value: str) -> Spread | None:
@@ -119,7 +144,7 @@ class BackboneResult(OfRun):
 
 @dataclass(frozen=True, kw_only=True)
 class Search(OfRun):
-    """The candidates of one search: `pruned/candidates.jsonl`."""
+    """The candidates of one search: `candidates.jsonl` of the stage `pruned` or `slim`."""
 
     #: Each has `flops_ratio`, `score`, `loss`, `index`, `rung` as `Candidate.to_dict` writes them.
     candidates: Sequence[Mapping[str, Any]]
@@ -146,7 +171,7 @@ class Latency(Result):
     Its data set is the one whose class count and image size it has, its source what was profiled.
     """
 
-    head: Head
+    head: str
     batch: int
     provider: str
     latency_ms: float
@@ -160,7 +185,8 @@ class Latency(Result):
     @property
     def label(self) -> str:
         """What was measured, e.g. "mobilenet_v1, 50 % pruned, capsules"."""
-        return f"{self.backbone}, {self.pruned} % pruned, {self.head}"
+        slim = f"{self.slim} " if self.slim else ""
+        return f"{self.backbone}, {self.pruned} % pruned, {slim}{self.head}"
 
 
 def grouped(items: Iterable[Item], by: Callable[[Item], Any]) -> dict[Any, list[Item]]:
@@ -169,6 +195,47 @@ def grouped(items: Iterable[Item], by: Callable[[Item], Any]) -> dict[Any, list[
     for item in items:
         groups.setdefault(by(item), []).append(item)
     return groups
+
+
+#: What a row has of its cells.
+_IDENTITY = [field.name for field in fields(Row) if field.name != "cells"]
+#: Figures that runs share where they were trained alike.
+_TRAINED = ("epochs", "image_size", "classes", "images")
+Told = TypeVar("Told", bound=OfRun)
+
+
+def rows_of(cells: Iterable[Cell]) -> tuple[Row, ...]:
+    """Put cells that differ by their seeds alone together, capsules before linear heads.
+
+    Those of different sweeps stay apart. Runs of their own are together where they have different
+    seeds and were trained as long.
+    """
+    groups = grouped(told_apart(cells), lambda cell: cell.configuration)
+    return tuple(
+        Row(
+            **{name: getattr(group[0], name) for name in _IDENTITY},
+            cells=tuple(sorted(group, key=lambda cell: cell.seed)),
+        )
+        for _, group in sorted(groups.items())
+    )
+
+
+def told_apart(found: Iterable[Told]) -> tuple[Told, ...]:
+    """Make each run of its own a source where such runs are not the seeds of one configuration.
+
+    They are where their seeds differ, and they were trained alike.
+    """
+    found = list(found)
+    groups = grouped((item for item in found if not item.source), lambda item: item.configuration)
+    alike = {
+        key: len({item.seed for item in group}) == len(group)
+        and len({tuple(map(item.values.get, _TRAINED)) for item in group}) == 1
+        for key, group in groups.items()
+    }
+    return tuple(
+        item if item.source or alike[item.configuration] else replace(item, source=item.run)
+        for item in found
+    )
 
 
 @dataclass(frozen=True)
@@ -181,8 +248,6 @@ class Results:
     backbones: Sequence[BackboneResult] = ()
     searches: Sequence[Search] = ()
     latencies: Sequence[Latency] = ()
-    #: The `analysis` stage's summaries by run.
-    analyses: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     #: Cells of a sweep, or stages of a run, that are not done, with the reason where it is known.
     missing: Mapping[str, str] = field(default_factory=dict)
     #: What is wrong with the runs and sweeps among them, and the files of runs, that are left out.
@@ -199,6 +264,10 @@ class Results:
         about = (type(result), result.data, result.backbone)
         sources = {r.source for r in everything if (type(r), r.data, r.backbone) == about}
         return result.source if len(sources) > 1 else ""
+
+    def rows_of(self, *kinds: Kind) -> list[Row]:
+        """Return the rows of some kinds, in their order."""
+        return [row for row in self.rows if row.kind in kinds]
 
     def where(self, result: Result) -> str:
         """Say what a result is about: backbone and data set, and `source_of` it.

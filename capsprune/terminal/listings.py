@@ -53,13 +53,13 @@ def print_sweep(
     """
     table = new_table(f"Sweep {name}")
     table.add_column("cell")
-    for title in ("pruned", "capsules", "linear"):
+    titles = {"pruned": "pruned", "caps": "capsules", "linear": "linear", "slim": "slim"}
+    if not any("slim" in accuracies for accuracies in cells.values()):
+        del titles["slim"]
+    for title in titles.values():
         table.add_column(title, justify="right")
     for cell, accuracies in cells.items():
-        table.add_row(
-            cell,
-            *(percent(accuracies.get(stage)) for stage in ("pruned", "caps", "linear")),
-        )
+        table.add_row(cell, *(percent(accuracies.get(stage)) for stage in titles))
     if cells:
         show_table(table)
     broken = [(run, reason) for run, reason in failed.items() if not reason.startswith("not begun")]

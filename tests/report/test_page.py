@@ -161,7 +161,6 @@ def test_hostile_names_stay_text(tmp_path):
         [replace(results.rows[0], data=HOSTILE, backbone=HOSTILE, cells=cells)],
         searches=[replace(results.searches[0], data=HOSTILE, backbone=HOSTILE, run=HOSTILE)],
         latencies=[replace(results.latencies[0], backbone=HOSTILE, provider=HOSTILE)],
-        analyses=results.analyses,
         missing={HOSTILE: HOSTILE},
         notes=[HOSTILE],
     )
