@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,11 @@ from capsprune.errors import CheckpointError, ModelError
 from capsprune.pruning.groups import Dependencies
 from capsprune.pruning.layers import Axis, prunable_layers
 
+#: The positions that stay on each axis of each layer that loses some, ascending.
+Selected = Mapping[str, Mapping[Axis, Tensor]]
+#: Changes values of a pruned network to make up for what is gone, given what stayed.
+Compensation = Callable[[nn.Module, Selected], None]
+
 
 @torch.no_grad()
 def prune_channels(
@@ -21,6 +27,7 @@ def prune_channels(
     dependencies: Dependencies,
     rankings: list[Tensor],
     kept: NDArray[np.int64],
+    compensate: Compensation | None = None,
 ) -> nn.Module:
     """Copy a network without the channels that rank lowest.
 
@@ -31,6 +38,7 @@ def prune_channels(
         dependencies: its groups.
         rankings: for each group its channels, those to keep longest first.
         kept: how many units of channels to keep in each group, at least 1, [G].
+        compensate: called with the pruned network and what stayed, when all is removed.
 
     Returns:
         A smaller network of the same class. It shares no tensor with `model`.
@@ -48,6 +56,8 @@ def prune_channels(
     for name, layer in prunable_layers(smaller).items():
         if name in selected:
             layer.set_sizes({axis: len(places) for axis, places in selected[name].items()})
+    if compensate is not None:
+        compensate(smaller, selected)
     return smaller
 
 
@@ -67,12 +77,10 @@ def _selected(
         mask[ranking[: int(count)].numpy()] = True
         masks.append(mask)
     selected: dict[str, dict[Axis, Tensor]] = {}
+    masks = dependencies.with_derived(masks)
     for (name, axis), owners in dependencies.owners.items():
-        stays = owners.group < 0
-        for index in np.unique(owners.group[owners.group >= 0]):
-            mine = owners.group == index
-            stays[mine] = masks[index][owners.channel[mine]]
-        selected.setdefault(name, {})[axis] = torch.from_numpy(np.flatnonzero(stays))
+        places = np.flatnonzero(owners.staying(masks))
+        selected.setdefault(name, {})[axis] = torch.from_numpy(places)
     return selected
 
 

@@ -7,7 +7,7 @@ nothing: at inference a batch norm is part of the convolution before it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -73,44 +73,79 @@ def count_parameters(model: nn.Module) -> int:
 
 
 @dataclass(frozen=True)
+class Iterated:
+    """A layer that iterates, as often as is kept of a group."""
+
+    #: Index of the layer, and of the group.
+    layer: int
+    group: int
+    #: MACs for each pair of input and output channel, by the number of iterations from 0 on.
+    macs_per_pair: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
 class CostModel:
     """Costs of every pruned shape of one network.
 
     The channels on each axis of each layer are a linear function of the channels kept in each
-    group; a layer's cost is the product of its two axes times a constant.
+    group and each derived group (G + R in all); a layer's cost is the product of its two axes times
+    a constant, which only iterations change.
     """
 
     #: Units of each group in the unpruned network, and channels in a unit, [G].
     channels: NDArray[np.int64]
     widths: NDArray[np.int64]
-    #: Input channels of each layer: `kept @ inputs + inputs_fixed`, [G, L] and [L].
+    #: Input channels of each layer: `kept @ inputs + inputs_fixed`, [G + R, L] and [L].
     inputs: NDArray[np.float64]
     inputs_fixed: NDArray[np.float64]
     #: Output channels of each layer, likewise.
     outputs: NDArray[np.float64]
     outputs_fixed: NDArray[np.float64]
-    #: MACs, and weights, for each pair of input and output channel, [L].
+    #: MACs, and weights, for each pair of input and output channel, [L]; no MACs of layers that
+    #: iterate.
     macs_per_pair: NDArray[np.float64]
     weights_per_pair: NDArray[np.float64]
     #: Parameters for each output channel: biases, and a norm's scale and shift, [L].
     parameters_per_output: NDArray[np.float64]
+    #: For each derived group its source, and the units kept by the number of those of the source.
+    derived: tuple[tuple[int, NDArray[np.int64]], ...] = ()
+    iterated: tuple[Iterated, ...] = ()
 
     @classmethod
-    def build(cls, model: nn.Module, dependencies: Dependencies, image_size: int) -> CostModel:
+    def build(
+        cls,
+        model: nn.Module,
+        dependencies: Dependencies,
+        image_size: int,
+        rankings: Sequence[Tensor] | None = None,
+    ) -> CostModel:
         """Build the cost model from one forward pass.
 
         Args:
             model: the unpruned network.
             dependencies: its groups.
             image_size: pixels a side of the image.
+            rankings: for each group its units, those to keep longest first. What stays of derived
+                groups follows from them; other networks need none.
+
+        Raises:
+            ValueError: if there are derived groups and no rankings.
         """
+        if rankings is None:
+            if dependencies.derived:
+                raise ValueError("What stays of derived groups follows from rankings; give them.")
+            rankings = ()
         positions = count_positions(model, image_size)
         layers = prunable_layers(model)
         inputs = [_inputs_seen(layer, name, dependencies) for name, layer in layers.items()]
         outputs = [
             owned_positions(layer, name, "out", dependencies) for name, layer in layers.items()
         ]
-        macs = [layer.macs_per_pair(positions.get(name, 0)) for name, layer in layers.items()]
+        macs = _floats(
+            layer.macs_per_pair(positions.get(name, 0)) for name, layer in layers.items()
+        )
+        iterated = tuple(_iterated(layers, positions, dependencies))
+        macs[[part.layer for part in iterated]] = 0
         return cls(
             channels=dependencies.channels,
             widths=dependencies.widths,
@@ -118,9 +153,14 @@ class CostModel:
             inputs_fixed=np.array([fixed for _, fixed in inputs]),
             outputs=np.stack([owned for owned, _ in outputs], axis=1),
             outputs_fixed=np.array([fixed for _, fixed in outputs]),
-            macs_per_pair=np.array(macs, dtype=np.float64),
+            macs_per_pair=macs,
             weights_per_pair=_floats(layer.weights_per_pair for layer in layers.values()),
             parameters_per_output=_floats(layer.parameters_per_output for layer in layers.values()),
+            derived=tuple(
+                (group.source, group.counts(rankings[group.source].cpu().numpy()))
+                for group in dependencies.derived
+            ),
+            iterated=iterated,
         )
 
     def macs(self, kept: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -133,7 +173,11 @@ class CostModel:
             MACs, [...]. Exact: all products stay far below 2^53.
         """
         inputs, outputs = self._layer_channels(kept)
-        return ((inputs * outputs) @ self.macs_per_pair).astype(np.int64)
+        pairs = inputs * outputs
+        total = pairs @ self.macs_per_pair
+        for part in self.iterated:
+            total = total + pairs[..., part.layer] * part.macs_per_pair[kept[..., part.group]]
+        return total.astype(np.int64)
 
     def parameters(self, kept: NDArray[np.int64]) -> NDArray[np.int64]:
         """Count parameters; arguments and result as for `macs`."""
@@ -159,6 +203,9 @@ class CostModel:
     def _layer_channels(
         self, kept: NDArray[np.int64]
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        if self.derived:
+            following = [table[kept[..., source]] for source, table in self.derived]
+            kept = np.concatenate((kept, np.stack(following, axis=-1)), axis=-1)
         numbers = kept.astype(np.float64)
         return (
             numbers @ self.inputs + self.inputs_fixed,
@@ -170,12 +217,23 @@ def _floats(numbers: Iterable[int]) -> NDArray[np.float64]:
     return np.array([*numbers], dtype=np.float64)
 
 
+def _iterated(
+    layers: Mapping[str, PrunableLayer], positions: Mapping[str, int], dependencies: Dependencies
+) -> Iterator[Iterated]:
+    """Yield the layers whose iterations a group owns."""
+    index = {name: number for number, name in enumerate(layers)}
+    for (name, axis), owners in dependencies.owners.items():
+        if axis == "iterations":
+            macs = layers[name].macs_of_iterations(positions.get(name, 0))
+            yield Iterated(index[name], int(owners.group[0]), _floats(macs))
+
+
 def _inputs_seen(
     layer: PrunableLayer, name: str, dependencies: Dependencies
 ) -> tuple[NDArray[np.float64], float]:
     """Count the inputs that one output of a layer sees, as `owned_positions` does."""
     if layer.tied:
-        return np.zeros(len(dependencies.groups)), 1.0
+        return np.zeros(len(dependencies.groups) + len(dependencies.derived)), 1.0
     owned, fixed = owned_positions(layer, name, "in", dependencies)
     return owned / layer.groups, fixed / layer.groups
 
@@ -183,7 +241,7 @@ def _inputs_seen(
 def owned_positions(
     layer: PrunableLayer, name: str, axis: Axis, dependencies: Dependencies
 ) -> tuple[NDArray[np.float64], float]:
-    """Count the positions of an axis that each unit of each group owns.
+    """Count the positions of an axis that each unit of each group, or derived group, owns.
 
     Args:
         layer: of the unpruned network.
@@ -192,13 +250,14 @@ def owned_positions(
         dependencies: the groups.
 
     Returns:
-        Positions for each unit, [G], and how many no group owns.
+        Positions for each unit, [G + R], and how many no group owns.
     """
-    owned = np.zeros(len(dependencies.groups))
+    units = [*dependencies.channels, *(group.channels for group in dependencies.derived)]
+    owned = np.zeros(len(units))
     owners = dependencies.owners.get((name, axis))
     if owners is None:
         return owned, float(layer.size(axis))
-    for index, group in enumerate(dependencies.groups):
+    for index, count in enumerate(units):
         # Each unit of a group owns equally many positions (49 behind a 7 x 7 flatten, say).
-        owned[index] = np.count_nonzero(owners.group == index) / group.channels
+        owned[index] = np.count_nonzero(owners.group == index) / count
     return owned, float(np.count_nonzero(owners.group < 0))

@@ -11,9 +11,9 @@ stay equally large and their number stays as it is.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,6 +23,10 @@ from torch import nn
 from capsprune.errors import ModelError
 from capsprune.pruning.layers import Axis, ChannelParameter, PrunableLayer, prunable_layers
 from capsprune.pruning.tracing import barriers_for_shuffles, pruners
+
+#: What the units of a group are: channels of a trunk, primary capsules with what belongs to them,
+#: channels between the two convolutions of a factored PrimaryCaps, or iterations of a routing.
+GroupKind = Literal["channels", "capsules", "rank", "iterations"]
 
 
 @dataclass(frozen=True)
@@ -34,18 +38,79 @@ class ChannelGroup:
     #: How many units there are in the unpruned network: what is removed or stays as a whole.
     channels: int
     #: Channels of the root layer in one unit: 1, but where a grouped convolution takes part, and
-    #: the values of a primary capsule.
+    #: the values of a primary capsule. 0 for iterations, which are no channels.
     width: int = 1
+    kind: GroupKind = "channels"
+
+
+@dataclass(frozen=True)
+class DerivedGroup:
+    """Channels that stay as long as any of several units of a group does.
+
+    They are nothing to choose: what stays of them follows from the group. So it is with the filters
+    that make all capsules of one type, each at another position.
+    """
+
+    #: Name of the root layer.
+    name: str
+    #: Index of the group that it follows from.
+    source: int
+    #: Which unit of this one each unit of the source keeps, [units of the source].
+    members: NDArray[np.int64]
+    #: How many units there are in the unpruned network.
+    channels: int
+
+    def staying(self, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Tell which units stay, [channels], by which units of the source do."""
+        stays = np.zeros(self.channels, dtype=np.bool_)
+        stays[self.members[mask]] = True
+        return stays
+
+    def counts(self, ranking: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Count the units that stay for every number of units that stay of the source.
+
+        Args:
+            ranking: units of the source, those to keep longest first.
+
+        Returns:
+            Units, by how many of the source stay: [1 + units of the source].
+        """
+        _, first = np.unique(self.members[ranking], return_index=True)
+        added = np.bincount(first + 1, minlength=len(ranking) + 1)
+        counts: NDArray[np.int64] = np.cumsum(added).astype(np.int64)
+        return counts
 
 
 @dataclass(frozen=True)
 class AxisOwners:
     """For each position on one axis of a layer, which unit of which group it belongs to."""
 
-    #: Index of the group, or -1 where no group owns the position, [n].
+    #: Index of the group, or -1 where no group owns the position, [n]. Derived groups follow upon
+    #: the last group.
     group: NDArray[np.int64]
     #: Unit within the group, [n].
     channel: NDArray[np.int64]
+
+    @classmethod
+    def unowned(cls, size: int) -> AxisOwners:
+        """Return so many positions that belong to no group."""
+        return cls(np.full(size, -1, dtype=np.int64), np.full(size, -1, dtype=np.int64))
+
+    def repeat(self, times: int) -> AxisOwners:
+        """Return an axis that has each position so many times, one behind the other."""
+        return AxisOwners(self.group.repeat(times), self.channel.repeat(times))
+
+    def staying(self, masks: Sequence[NDArray[np.bool_]]) -> NDArray[np.bool_]:
+        """Tell which positions stay, [n].
+
+        Args:
+            masks: which units stay, of each group and then of each derived one.
+        """
+        stays = self.group < 0
+        for index in np.unique(self.group[~stays]):
+            mine = self.group == index
+            stays[mine] = masks[index][self.channel[mine]]
+        return stays
 
 
 @dataclass(frozen=True)
@@ -57,6 +122,8 @@ class Dependencies:
     owners: dict[tuple[str, Axis], AxisOwners]
     #: Root layers of the groups that are unprunable, with the reason.
     unprunable: dict[str, str] = field(default_factory=dict)
+    #: What follows from the groups.
+    derived: tuple[DerivedGroup, ...] = ()
 
     @property
     def channels(self) -> NDArray[np.int64]:
@@ -72,6 +139,14 @@ class Dependencies:
     def names(self) -> tuple[str, ...]:
         """Names of the groups, in the order of all arrays here."""
         return tuple(group.name for group in self.groups)
+
+    def with_derived(self, masks: Sequence[NDArray[np.bool_]]) -> list[NDArray[np.bool_]]:
+        """Return which units stay, of each group and then of each derived one.
+
+        Args:
+            masks: those of the groups.
+        """
+        return [*masks, *(group.staying(masks[group.source]) for group in self.derived)]
 
 
 @dataclass
@@ -89,13 +164,16 @@ class _Member:
 _Found = tuple[str, list[_Member]]
 
 
-def find_groups(model: nn.Module, *, classifier: str, image_size: int) -> Dependencies:
+def find_groups(
+    model: nn.Module, *, classifier: str, image_size: int, allow_none: bool = False
+) -> Dependencies:
     """Find the dependency groups of a network with torch-pruning.
 
     Args:
         model: the network; it is traced with one forward pass and comes back unchanged.
         classifier: name of the layer whose outputs are the classes, which stay.
         image_size: pixels a side of the image that it is traced with.
+        allow_none: whether a network without any group will do.
 
     Raises:
         ModelError: if a layer is of a kind whose channels capsprune cannot remove, or
@@ -124,7 +202,7 @@ def find_groups(model: nn.Module, *, classifier: str, image_size: int) -> Depend
     for root in _overlapping(found, sizes):
         unprunable[root] = "other groups own a part of its channels"
     found = [(root, members) for root, members in found if root not in unprunable]
-    if not found:
+    if not found and not allow_none:
         raise ModelError(
             "torch-pruning found no channels in this network that can be removed; choose another "
             "backbone."
@@ -144,7 +222,7 @@ def _dependencies(
         for member in members:
             key = (member.name, member.axis)
             if key not in owners:
-                owners[key] = _unowned(sizes[key])
+                owners[key] = AxisOwners.unowned(sizes[key])
             owners[key].group[member.positions] = len(groups)
             owners[key].channel[member.positions] = member.channels
         groups.append(ChannelGroup(root, units, len(made.positions) // units))
@@ -314,7 +392,3 @@ def _overlapping(found: list[_Found], sizes: Mapping[tuple[str, Axis], int]) -> 
         if (claimed[(root, "out")] < 0).any():
             overlapping.add(root)
     return overlapping
-
-
-def _unowned(size: int) -> AxisOwners:
-    return AxisOwners(np.full(size, -1, dtype=np.int64), np.full(size, -1, dtype=np.int64))

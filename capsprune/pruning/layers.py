@@ -22,7 +22,9 @@ from torch import Tensor, nn
 from capsprune.errors import CheckpointError, ModelError
 from capsprune.tables import load_plugins
 
-Axis = Literal["in", "out"]
+#: What is counted of a layer: its inputs and outputs, which lie on dimensions of tensors, and how
+#: often it iterates, where it does.
+Axis = Literal["in", "out", "iterations"]
 
 
 class PrunableLayer(ABC):
@@ -32,7 +34,7 @@ class PrunableLayer(ABC):
     it sees, and parameters for each output.
     """
 
-    #: The axes that are counted. What passes channels on one by one has only "out".
+    #: The axes that lie on tensors. What passes channels on one by one has only "out".
     axes: ClassVar[tuple[Axis, ...]] = ("in", "out")
     #: Whether it makes channels of its own, which the rows of its weight rank.
     produces: ClassVar[bool] = False
@@ -72,6 +74,10 @@ class PrunableLayer(ABC):
             positions: how often the layer is applied, as `positions` counts.
         """
         return positions * self.weights_per_pair
+
+    def macs_of_iterations(self, positions: int) -> list[int]:
+        """Return the MACs of each pair for each number of iterations, from none to all."""
+        return [0, self.macs_per_pair(positions)]
 
     def positions(self, output: Tensor) -> int:
         """Return how often the layer was applied to one image, from its output."""

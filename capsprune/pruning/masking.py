@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from capsprune.pruning.groups import Dependencies
-from capsprune.pruning.layers import ChannelParameter, PrunableLayer, prunable_layers
+from capsprune.pruning.layers import Axis, ChannelParameter, PrunableLayer, prunable_layers
 
 
 @contextmanager
@@ -23,7 +23,7 @@ def masked(
     """Set the outputs of channels to zero in every layer that makes them or passes them on.
 
     Consumers are left alone: that they see zeros follows only if the groups are right. A layer norm
-    takes its mean and variance over the channels that stay.
+    takes its mean and variance over the channels that stay. Iterations are not masked but left out.
 
     Args:
         model: the unpruned network, in evaluation mode; it comes back unchanged.
@@ -35,18 +35,18 @@ def masked(
     """
     handles = []
     layers = prunable_layers(model)
+    all_masks = dependencies.with_derived([mask.numpy() for mask in masks])
+    whole: list[tuple[PrunableLayer, Axis, int]] = []
     before: list[tuple[nn.Parameter, Tensor]] = []
     for (name, axis), owners in dependencies.owners.items():
         if axis == "in":
             continue
-        stays = torch.tensor(
-            [
-                group < 0 or bool(masks[group][unit])
-                for group, unit in zip(owners.group, owners.channel, strict=True)
-            ]
-        )
+        stays = torch.from_numpy(owners.staying(all_masks))
         layer = layers[name]
-        if isinstance(layer, ChannelParameter):  # which has no output to hook
+        if axis == "iterations":
+            whole.append((layer, axis, layer.size(axis)))
+            layer.set_sizes({axis: int(stays.sum())})
+        elif isinstance(layer, ChannelParameter):  # which has no output to hook
             parameter = layer.parameter
             before.append((parameter, parameter.detach().clone()))
             parameter.data.mul_(_shaped(stays, parameter, layer.dim))
@@ -57,6 +57,8 @@ def masked(
     finally:
         for handle in handles:
             handle.remove()
+        for layer, axis, size in whole:
+            layer.set_sizes({axis: size})
         for parameter, values in before:
             parameter.data.copy_(values)
 

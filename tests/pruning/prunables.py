@@ -6,12 +6,15 @@ They stand in a module of their own name, which processes that a test starts can
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from capsprune.backbones.registry import backbone, backbone_arguments, build_backbone
+from capsprune.backbones.trunk import trunk_output
+from capsprune.capsules import CapsuleNetwork
 from capsprune.pruning.cost import CostModel
 from capsprune.pruning.criteria import l1_ranking
 from capsprune.pruning.groups import Dependencies, find_groups
@@ -95,3 +98,40 @@ def ready(model: nn.Module, classifier: str, size: int) -> Prunable:
 def tiny_prunable() -> Prunable:
     torch.manual_seed(0)
     return ready(TinyNet(), "fc", 12)
+
+
+class JoinedTrunk(nn.Module):
+    """A trunk whose feature map is made by two convolutions of a few channels each."""
+
+    def __init__(self, first: int, second: int, stride: int = 1) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 3, padding=1, stride=stride)
+        self.left = nn.Conv2d(6, first, 3, padding=1)
+        self.norm = nn.BatchNorm2d(first)
+        self.right = nn.Conv2d(6, second, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = torch.relu(self.stem(images))
+        return torch.relu(torch.cat((self.norm(self.left(x)), self.right(x)), dim=1))
+
+
+def capsule_network(trunk: nn.Module, size: int, **head: Any) -> CapsuleNetwork:
+    """Put capsules on a trunk whose channels can be told apart."""
+    features = trunk_output(trunk, size)
+    network = CapsuleNetwork(
+        trunk, channels=features.channels, feature_size=features.size, classes=3, **head
+    )
+    distinctive(network)
+    return network
+
+
+def random_order(dependencies: Dependencies, seed: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randperm(count, generator=generator) for count in dependencies.channels]
+
+
+def masks_of(order: list[Tensor], kept: np.ndarray) -> list[Tensor]:
+    masks = [torch.zeros(len(ranking), dtype=torch.bool) for ranking in order]
+    for mask, ranking, count in zip(masks, order, kept, strict=True):
+        mask[ranking[: int(count)]] = True
+    return masks
