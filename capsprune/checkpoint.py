@@ -14,7 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    model_validator,
+)
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
@@ -37,7 +44,7 @@ from capsprune.bounds import (
 )
 from capsprune.capsules.head import HeadConfig, head_of
 from capsprune.capsules.heads import DYNAMIC, HEADS
-from capsprune.data.preprocessing import Interpolation, Preprocessing
+from capsprune.data.preprocessing import COLOURS, Interpolation, Preprocessing
 from capsprune.errors import CapspruneError, CheckpointError, listed, unknown_name
 from capsprune.files import dump_json, make_folder, move, read_json, scratch
 from capsprune.pruning.channels import layer_channels, resize_layers
@@ -69,9 +76,15 @@ class DataDescription(BaseModel):
     class_names: Annotated[tuple[Name, ...], Field(min_length=2, max_length=MAX_CLASSES)]
     #: Pixels a side.
     image_size: ImageSize
-    mean: tuple[Number, Number, Number]
-    std: tuple[Deviation, Deviation, Deviation]
+    #: One value for each colour channel: of three, or of one where it takes grey images.
+    mean: Annotated[tuple[Number, ...], Field(max_length=COLOURS)]
+    std: Annotated[tuple[Deviation, ...], Field(max_length=COLOURS)]
     interpolation: Interpolation = "bilinear"
+
+    @model_validator(mode="after")
+    def _check_channels(self) -> DataDescription:
+        assert self.preprocessing  # which raises
+        return self
 
     @classmethod
     def of(cls, splits: DataSplits, preprocessing: Preprocessing) -> DataDescription:
@@ -362,7 +375,7 @@ def _build(architecture: Architecture) -> nn.Module:
                 in_trunk = {_TRUNK + name: counts for name, counts in architecture.channels.items()}
                 resize_layers(headed, in_trunk | architecture.head_channels)
             network = headed
-        network.eval()(torch.empty(1, 3, size, size))
+        network.eval()(torch.empty(1, architecture.data.preprocessing.channels, size, size))
         return network
 
 

@@ -80,7 +80,9 @@ class Options(BaseModel):
 class TrainOptions(Options):
     """Options of `train`: the baseline, an unpruned backbone with its linear classifier."""
 
-    model: ModelName = Field(description="Backbone, such as resnet50, mobilenet_v1 or timm:NAME.")
+    model: ModelName = Field(
+        description="Backbone, such as resnet50, mobilenet_v1, capsnet or timm:NAME."
+    )
     data: DataName = Field("digits", description="Data set: {data_sets}.")
     data_root: DataRoot = None
     image_size: ImageSize | None = Field(

@@ -16,6 +16,7 @@ from torch import Tensor
 from capsprune.checkpoint import Architecture, read_architecture
 from capsprune.data.images import ImageSet
 from capsprune.data.loaders import data_loader
+from capsprune.data.preprocessing import IMAGE_CHANNELS
 from capsprune.data.splits import Split
 from capsprune.errors import CheckpointError, DataError
 from capsprune.files import BadFileError, read_text, write_bytes, write_text
@@ -73,7 +74,11 @@ def read_verification(directory: Path) -> Tensor | None:
         with safe_open(path, framework="pt") as file:
             stored = file.get_slice(_IMAGES)
             shape = stored.get_shape()
-            fits = len(shape) == 4 and 1 <= shape[0] <= VERIFICATION_IMAGES and shape[1] in (1, 3)
+            fits = (
+                len(shape) == 4
+                and 1 <= shape[0] <= VERIFICATION_IMAGES
+                and shape[1] in IMAGE_CHANNELS
+            )
             if fits and min(shape) > 0 and stored.get_dtype() == "U8":
                 pixels: Tensor = file.get_tensor(_IMAGES)
                 return pixels
@@ -82,10 +87,10 @@ def read_verification(directory: Path) -> Tensor | None:
     raise _damaged(path, "no images of 1 or 3 channels")
 
 
-def random_images(size: int, seed: int) -> Tensor:
-    """Draw images of noise, where there are no real ones: uint8 [n, 3, size, size]."""
+def random_images(channels: int, size: int, seed: int) -> Tensor:
+    """Draw images of noise, where there are no real ones: uint8 [n, channels, size, size]."""
     generator = torch.Generator().manual_seed(seed)
-    shape = (VERIFICATION_IMAGES, 3, size, size)
+    shape = (VERIFICATION_IMAGES, channels, size, size)
     return torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
 
 

@@ -248,6 +248,8 @@ def test_capsule_layers_that_are_missing_are_named(damaged):
         (("data", "image_size"), 10**9),
         (("data", "image_size"), 10**30),
         (("data", "mean"), [0.5, 0.5]),
+        (("data", "mean"), [0.5]),
+        (("data", "mean"), []),
         (("data", "mean"), [1e308, 0.5, 0.5]),
         (("data", "mean"), [float("nan"), 0.5, 0.5]),
         (("head", "iterations"), 10**9),

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from capsprune.backbones.registry import BACKBONES, backbone, backbone_arguments, build_backbone
+from capsprune.backbones.stem import blank_images, image_channels
 from capsprune.backbones.trunk import trunk_of, trunk_output
 from capsprune.capsules import CapsuleNetwork
 from capsprune.errors import CapspruneError
@@ -62,7 +63,7 @@ def randomise(model: nn.Module, seed: int = 0) -> None:
 
 def fvcore_macs(model: nn.Module, size: int) -> int:
     """MACs of convolutions and linear layers as fvcore counts them."""
-    analysis = FlopCountAnalysis(model, torch.zeros(1, 3, size, size))
+    analysis = FlopCountAnalysis(model, blank_images(model, size))
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
     counts = analysis.by_operator()
     return int(counts["conv"] + counts["linear"])
@@ -149,7 +150,8 @@ def verify(name: str, size: int) -> dict[str, str]:
     dependencies = find_groups(model, classifier=backbone(name).classifier, image_size=size)
     cost = CostModel.build(model, dependencies, size)
     space = Target(flops=0.5).search_space(cost)
-    images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(1))
+    shape = (2, image_channels(model), size, size)
+    images = torch.randn(shape, generator=torch.Generator().manual_seed(1))
 
     exact, difference, ratios = True, 0.0, []
     for seed in range(STRATEGIES):

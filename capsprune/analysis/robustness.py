@@ -17,7 +17,7 @@ from capsprune.data.transforms import warp
 
 DistortionName = Literal["none", "rotation", "shift", "scale", "shear"]
 Scores = Callable[[Tensor], Tensor]
-"""Maps images [batch, 3, S, S] to scores [batch, J], of which the largest is the class."""
+"""Maps images [batch, C, S, S] to scores [batch, J], of which the largest is the class."""
 
 _UNITS: dict[DistortionName, str] = {
     "none": "",
@@ -96,7 +96,7 @@ def accuracies(
 
     Args:
         networks: what gives the scores, by name; in evaluation mode.
-        batches: images as the networks take them, [batch, 3, S, S], and labels [batch]. What is
+        batches: images as the networks take them, [batch, C, S, S], and labels [batch]. What is
             distorted are these, which need not be resized and normalised for each distortion anew:
             the mean of normalised pixels is the normalised mean of pixels.
         distortions: what to try.

@@ -19,7 +19,7 @@ class HeadedNetwork(nn.Module):
         """Keep the trunk.
 
         Args:
-            trunk: maps images [batch, 3, H, W] to features [batch, S, K, K].
+            trunk: maps images [batch, C, H, W] to features [batch, S, K, K].
         """
         super().__init__()
         self.trunk = trunk

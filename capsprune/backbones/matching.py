@@ -21,6 +21,7 @@ from capsprune.backbones.state_dicts import (
     renamed,
     state_dicts,
 )
+from capsprune.backbones.stem import stem_of
 from capsprune.backbones.timm_models import is_timm
 from capsprune.errors import CheckpointError, listed
 
@@ -269,18 +270,21 @@ def _unusable_kind(tensor: Tensor) -> str:
 
 def _check_stem(model: nn.Module, found: Mapping[str, Tensor], name: str, source: str) -> None:
     """Name the cause where the first convolution is for other images."""
-    first, conv = next((n, m) for n, m in model.named_modules() if isinstance(m, nn.Conv2d))
+    stem = stem_of(model)
+    if stem is None:
+        return
+    first, conv = stem
     weight = found.get(f"{first}.weight")
     if weight is None or weight.dim() != 4:
         return
     if weight.shape[1] != conv.in_channels:
         plural = "channel" if weight.shape[1] == 1 else "channels"
         grey = " (grey images)" if weight.shape[1] == 1 else ""
-        remedy = (
-            "give weights of colour images, in which grey ones are shown, too"
-            if weight.shape[1] == 1
-            else "give weights of colour images"
-        )
+        remedy = "give weights of colour images"
+        if conv.in_channels == 1:
+            remedy = "give weights of grey images"
+        elif weight.shape[1] == 1:
+            remedy += ", in which grey ones are shown, too"
         raise CheckpointError(
             f"The first convolution of {source} ('{first}.weight') is for images of "
             f"{weight.shape[1]} {plural}{grey}, where {name} takes {conv.in_channels}; {remedy}."

@@ -1,4 +1,4 @@
-"""The table of the backbones: MobileNetV1, torchvision's convolutional networks, and timm's."""
+"""The table of the backbones: our own, torchvision's convolutional networks, and timm's."""
 
 from __future__ import annotations
 
@@ -49,9 +49,10 @@ class Backbone:
     arguments: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     #: Chooses them by the image size, in pixels a side.
     choose_arguments: Callable[[int], dict[str, int]] = lambda image_size: {}
-    #: How its weights expect images to be shown, beside their size.
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
+    #: How its weights expect images to be shown, beside their size: a value for each colour channel
+    #: of the images, 1 or 3, which must be the inputs of the network's first convolution.
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
     interpolation: Interpolation = "bilinear"
 
     def preprocessing(self, image_size: int) -> Preprocessing:
@@ -75,6 +76,12 @@ def _mobilenet_v1(num_classes: int, stem_stride: int = 2) -> nn.Module:
     from capsprune.backbones.mobilenet_v1 import MobileNetV1
 
     return MobileNetV1(num_classes=num_classes, stem_stride=stem_stride)
+
+
+def _capsnet(num_classes: int) -> nn.Module:
+    from capsprune.backbones.capsnet import CapsNet
+
+    return CapsNet(num_classes=num_classes)
 
 
 def _family(
@@ -104,6 +111,14 @@ BACKBONES: Table[Backbone] = Table("model", {}, error=ModelError)
 """All backbones but timm's, which are as many as timm has."""
 
 _OWN: dict[str, Backbone] = {
+    "capsnet": Backbone(
+        ("conv1", "relu"),
+        "linear",
+        _capsnet,
+        smallest_image=9,
+        mean=(0.0,),
+        std=(1.0,),
+    ),
     "mobilenet_v1": Backbone(
         ("conv1", "bn1", "relu", "layers"),
         "linear",

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from capsprune.data.preprocessing import COLOURS
 from capsprune.errors import ModelError, unknown_name
 
 if TYPE_CHECKING:
@@ -132,8 +133,8 @@ def _without_values(name: str, described: Mapping[str, Any]) -> nn.Module:
     import torch
 
     channels = described.get("input_size", (0,))[0]
-    if channels != 3:
-        raise _refused(name, f"it is for images of {channels} channels, where capsprune's have 3")
+    if channels != COLOURS:
+        raise _refused(name, f"it is for images of {channels} channels, where it must be {COLOURS}")
     with torch.device("meta"):
         model = build_timm(name, num_classes=2).eval()
     for module in model.modules():
@@ -164,7 +165,7 @@ def _trunk_of(name: str, model: Any) -> tuple[int, tuple[str, ...]]:
     for size in _SIZES:
         used.clear()
         try:
-            features = model.forward_features(torch.zeros(1, 3, size, size, device="meta"))
+            features = model.forward_features(torch.zeros(1, COLOURS, size, size, device="meta"))
         except (RuntimeError, AssertionError, ValueError):
             continue  # it is too small, or of another size than the network is made for
         if not isinstance(features, torch.Tensor) or features.dim() != 4:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from capsprune.backbones.registry import backbone
+from capsprune.backbones.stem import blank_images
 from capsprune.errors import ModelError
 
 
@@ -30,7 +31,7 @@ def trunk_of(name: str, model: nn.Module) -> nn.Module:
         model: the backbone, of any pruned shape.
 
     Returns:
-        A module that maps images [batch, 3, H, W] to features [batch, S, K, K].
+        A module that maps images [batch, C, H, W] to features [batch, S, K, K].
     """
     spec = backbone(name)
     parts = OrderedDict((child, model.get_submodule(child)) for child in spec.trunk_children)
@@ -61,15 +62,10 @@ def trunk_output(trunk: nn.Module, image_size: int) -> FeatureMap:
     Raises:
         ModelError: if nothing is left of an image of this size.
     """
-    parameter = next(trunk.parameters())
     was_training = trunk.training
     trunk.eval()
     try:
-        features = trunk(
-            torch.zeros(
-                1, 3, image_size, image_size, device=parameter.device, dtype=parameter.dtype
-            )
-        )
+        features = trunk(blank_images(trunk, image_size))
     except RuntimeError as error:
         raise ModelError(
             f"An image size of {image_size} is too small for this trunk ({error}); give a larger "

@@ -125,7 +125,7 @@ class Head:
         """Put a new head on a trunk.
 
         Args:
-            trunk: maps images [batch, 3, H, W] to features [batch, S, K, K].
+            trunk: maps images [batch, C, H, W] to features [batch, S, K, K].
             features: what it gives.
             classes: J.
             config: from `configure`, or of a checkpoint.

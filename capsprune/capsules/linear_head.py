@@ -21,7 +21,7 @@ class LinearNetwork(HeadedNetwork):
         """Put a linear layer on a trunk.
 
         Args:
-            trunk: maps images [batch, 3, H, W] to features [batch, S, K, K].
+            trunk: maps images [batch, C, H, W] to features [batch, S, K, K].
             channels: S.
             classes: J.
         """
@@ -29,7 +29,7 @@ class LinearNetwork(HeadedNetwork):
         self.classifier = nn.Linear(channels, classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Map images [batch, 3, H, W] to logits [batch, J]."""
+        """Map images [batch, C, H, W] to logits [batch, J]."""
         pooled = nn.functional.adaptive_avg_pool2d(self.trunk(images), 1)
         return self.classifier(pooled.flatten(1))
 

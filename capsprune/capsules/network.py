@@ -46,7 +46,7 @@ class CapsuleNetwork(HeadedNetwork):
         """Put a capsule head on a trunk.
 
         Args:
-            trunk: maps images [batch, 3, H, W] to features [batch, S, K, K].
+            trunk: maps images [batch, C, H, W] to features [batch, S, K, K].
             channels: S.
             feature_size: K.
             classes: J.
@@ -68,6 +68,6 @@ class CapsuleNetwork(HeadedNetwork):
         self.output_caps = OutputCaps(self.primary_caps.capsules, classes, d1, d2, iterations)
 
     def forward(self, images: Tensor) -> CapsuleOutput:
-        """Map images [batch, 3, H, W] to probabilities [batch, J] and poses [batch, J, D2]."""
+        """Map images [batch, C, H, W] to probabilities [batch, J] and poses [batch, J, D2]."""
         poses = self.output_caps(self.primary_caps(self.trunk(images)))
         return CapsuleOutput(torch.linalg.vector_norm(poses, dim=-1), poses)

@@ -36,7 +36,7 @@ class ImageSet(Dataset[tuple[Tensor, Tensor]], ABC):
             indices: B positions, each in [0, N).
 
         Returns:
-            uint8 [B, 3, H, W] and int64 [B].
+            uint8 [B, C, H, W], with C 1 or 3, and int64 [B].
 
         Raises:
             DataError: an image cannot be decoded.
@@ -47,7 +47,7 @@ class ImageSet(Dataset[tuple[Tensor, Tensor]], ABC):
         """Return the images at these positions, in this order, as a set that shares its storage."""
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        """Fetch one image: uint8 [3, H, W] and its label, int64 []."""
+        """Fetch one image: uint8 [C, H, W] and its label, int64 []."""
         images, labels = self.__getitems__([index])
         return images[0], labels[0]
 
@@ -56,7 +56,7 @@ class TensorImages(ImageSet):
     """Images held in one tensor, which several sets may share.
 
     Args:
-        storage: uint8 [M, C, H, W] with C 1 or 3. One channel is repeated only when fetched.
+        storage: uint8 [M, C, H, W] with C 1 or 3.
         storage_labels: int64 [M].
         positions: int64 [N], which of the M images belong to this set; all of them if None.
     """
@@ -70,12 +70,9 @@ class TensorImages(ImageSet):
         self.labels = storage_labels[self._positions]
 
     def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Fetch a batch: uint8 [B, 3, H, W] and int64 [B]."""
+        """Fetch a batch: uint8 [B, C, H, W] and int64 [B]."""
         index = torch.as_tensor(indices, dtype=torch.int64)
-        images = self.storage[self._positions[index]]
-        if images.shape[1] == 1:
-            images = images.repeat(1, 3, 1, 1)
-        return images, self.labels[index]
+        return self.storage[self._positions[index]], self.labels[index]
 
     def select(self, indices: Sequence[int]) -> TensorImages:
         """Return the images at these positions; the storage is shared."""

@@ -90,7 +90,7 @@ def data_loader(
     rank: int = 0,
     world_size: int = 1,
 ) -> DataLoader[tuple[Tensor, Tensor]]:
-    """Make a loader of batches: uint8 [B, 3, H, W] and int64 [B].
+    """Make a loader of batches: uint8 [B, C, H, W], with C 1 or 3, and int64 [B].
 
     Args:
         images: what to load.

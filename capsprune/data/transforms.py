@@ -10,11 +10,17 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from capsprune.data.augmentation import Augmentation
-from capsprune.data.preprocessing import Interpolation, Preprocessing
+from capsprune.data.preprocessing import COLOURS, Interpolation, Preprocessing
+
+#: Parts of 2^16 that red, green and blue have in luma (ITU-R BT.601), as Pillow rounds them.
+_LUMA = (19595, 38470, 7471)
 
 
 class EvaluationTransform(nn.Module):
-    """Resize and normalise a batch, on whichever device it is: for everything but training."""
+    """Resize and normalise a batch, on whichever device it is: for everything but training.
+
+    Images come with 1 or 3 channels, and leave with the C of the network, see `to_channels`.
+    """
 
     mean: Tensor
     std: Tensor
@@ -29,15 +35,19 @@ class EvaluationTransform(nn.Module):
         self.preprocessing = preprocessing
         # Not persistent: a transform adds nothing to a checkpoint.
         for name in ("mean", "std"):
-            values = torch.tensor(getattr(preprocessing, name)).view(1, 3, 1, 1)
+            values = torch.tensor(getattr(preprocessing, name)).view(1, -1, 1, 1)
             self.register_buffer(name, values, persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Map uint8 [B, 3, H, W] to float32 [B, 3, S, S]."""
-        return self.normalise(self.resize(to_unit(images)))
+        """Map uint8 [B, 1 or 3, H, W] to float32 [B, C, S, S]."""
+        return self.normalise(self.resize(to_unit(self.recolour(images))))
+
+    def recolour(self, images: Tensor) -> Tensor:
+        """Map uint8 [B, 1 or 3, H, W] to uint8 [B, C, H, W]."""
+        return to_channels(images, self.preprocessing.channels)
 
     def resize(self, pixels: Tensor) -> Tensor:
-        """Resize float [B, 3, H, W] to [B, 3, S, S]."""
+        """Resize float [B, C, H, W] to [B, C, S, S]."""
         return resize(pixels, self.preprocessing.image_size, self.preprocessing.interpolation)
 
     def normalise(self, images: Tensor) -> Tensor:
@@ -82,7 +92,7 @@ class TrainingTransform(EvaluationTransform):
         self.augmentation = augmentation
 
     def forward(self, images: Tensor) -> Tensor:
-        """Map uint8 [B, 3, H, W] to float32 [B, 3, S, S]."""
+        """Map uint8 [B, 1 or 3, H, W] to float32 [B, C, S, S]."""
         return self.augment(images, self.sample(len(images)))
 
     def sample(self, count: int) -> AugmentationParameters:
@@ -115,13 +125,14 @@ class TrainingTransform(EvaluationTransform):
         """Resize, augment with the given parameters, and normalise.
 
         Args:
-            images: uint8 [B, 3, H, W].
+            images: uint8 [B, 1 or 3, H, W].
             parameters: the parameters; with none, the result is that of `EvaluationTransform`.
 
         Returns:
-            float32 [B, 3, S, S].
+            float32 [B, C, S, S].
         """
         device = images.device
+        images = self.recolour(images)
         if parameters.flip is not None:
             images = torch.where(_per_image(parameters.flip.to(device)), images.flip(3), images)
         pixels = to_unit(images)
@@ -146,6 +157,28 @@ class TrainingTransform(EvaluationTransform):
         if max(pixels.shape[-2:]) > wanted.image_size:
             pixels = self.resize(pixels)
         return warp(pixels, affine, wanted.image_size, wanted.interpolation)
+
+
+def to_channels(images: Tensor, channels: int) -> Tensor:
+    """Give images the colour channels that a network takes.
+
+    Grey ones get three that are the same, and coloured ones become their luma, which of three that
+    are the same is any of them.
+
+    Args:
+        images: uint8 [B, 1 or 3, H, W].
+        channels: C, 1 or 3.
+
+    Returns:
+        uint8 [B, C, H, W]; the images themselves where they have as many.
+    """
+    if images.shape[1] == channels:
+        return images
+    if channels == COLOURS:
+        return images.repeat(1, COLOURS, 1, 1)
+    parts = torch.tensor(_LUMA, dtype=torch.int32, device=images.device).view(1, COLOURS, 1, 1)
+    sums = (images.to(torch.int32) * parts).sum(dim=1, keepdim=True, dtype=torch.int32)
+    return ((sums + (1 << 15)) >> 16).to(torch.uint8)
 
 
 def to_unit(images: Tensor) -> Tensor:

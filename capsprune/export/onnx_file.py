@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from capsprune.backbones.headed import HeadedNetwork
+from capsprune.backbones.stem import blank_images, image_channels
 from capsprune.capsules.head import TRUNK, head_of, onnx_operators
 from capsprune.capsules.onnx_op import DOMAIN, IR_VERSION, check_opset
 from capsprune.errors import ExportError
@@ -75,7 +76,8 @@ def write_onnx(
 ) -> ExportReport:
     """Export a network to one ONNX file, and keep the file only if it computes the same.
 
-    The input is `image`, float32 [batch, 3, S, S] with a batch of any size. The outputs are
+    The input is `image`, float32 [batch, C, S, S] with a batch of any size, C being the
+    colour channels of the images that the network takes, 1 or 3. The outputs are
     `class_probabilities` [batch, J] and what the network's head gives beside it, which for dynamic
     routing is `poses` [batch, J, D2]. The file is run in ONNX Runtime on the CPU on `images` at
     several batch sizes, see `parity`, before it gets its name. The network is not changed; it is
@@ -87,7 +89,7 @@ def write_onnx(
         path: the file; one that exists is replaced.
         image_size: S.
         class_names: the J classes in order.
-        images: normalised images [n, 3, S, S] to verify the file on.
+        images: normalised images [n, C, S, S] to verify the file on.
         metadata: more keys and values for the file's `metadata_props`; `class_names` (JSON),
             `image_size`, `parts` (JSON, as `name_by_part` returns them) and `capsprune_version` are
             added here.
@@ -101,10 +103,11 @@ def write_onnx(
     """
     started = time.perf_counter()
     check_opset(opset)
-    expected_shape = (3, image_size, image_size)
+    channels = image_channels(network)
+    expected_shape = (channels, image_size, image_size)
     if images.dim() != 4 or len(images) == 0 or tuple(images.shape[1:]) != expected_shape:
         raise ExportError(
-            f"Images to verify the export must be [n, 3, {image_size}, {image_size}], not "
+            f"Images to verify the export must be [n, {channels}, {image_size}, {image_size}], not "
             f"{list(images.shape)}."
         )
     exported = _Exported(network).eval()
@@ -241,7 +244,7 @@ def _translate(
         with quiet_export(), torch.no_grad():
             program = torch.onnx.export(
                 exported,
-                (torch.zeros(1 if draft else 2, 3, image_size, image_size),),
+                (blank_images(exported, image_size, 1 if draft else 2),),
                 dynamo=True,
                 opset_version=opset,
                 input_names=["image"],

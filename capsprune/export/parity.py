@@ -50,9 +50,9 @@ def measure_parity(
 
     Args:
         model: the ONNX file or its content; its one input is a batch of images.
-        network: maps images [batch, 3, S, S] to the file's outputs in the file's order, the first
+        network: maps images [batch, C, S, S] to the file's outputs in the file's order, the first
             of which is [batch, J]; in evaluation mode on the CPU.
-        images: [n, 3, S, S], normalised float32 on the CPU, n > 0.
+        images: [n, C, S, S], normalised float32 on the CPU, n > 0.
         batches: the batch sizes.
     """
     count = max(len(images), MIN_IMAGES)

@@ -113,9 +113,9 @@ def find_images(
         splits = session.data_of(source, described, data_root, compared=False)
     except DataError as error:
         session.progress.say(f"The file is verified on noise, as there are no images: {error}")
-        return VerificationImages(
-            random_images(described.data.image_size, session.run.seed), "noise"
-        )
+        shown = described.data.preprocessing
+        noise = random_images(shown.channels, shown.image_size, session.run.seed)
+        return VerificationImages(noise, "noise")
     return VerificationImages(verification_images(splits.test), "test images")
 
 

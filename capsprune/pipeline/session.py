@@ -273,7 +273,7 @@ class Session:
             batch_size: images a batch.
 
         Yields:
-            Normalised images [batch, 3, S, S], channels last, and labels [batch].
+            Normalised images [batch, C, S, S], channels last, and labels [batch].
         """
         device = self.fabric.device
         transform = EvaluationTransform(preprocessing).to(device)

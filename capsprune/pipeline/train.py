@@ -49,7 +49,8 @@ def train(options: TrainOptions, session: Session) -> StageRecord:
     weights = initialise(network, options.model, options.weights, average=options.ema)
     session.progress.say(
         f"{options.model} on {options.data} ({len(splits.train)} training, "
-        f"{len(splits.validation)} validation, {len(splits.test)} test images) on {device}: "
+        f"{len(splits.validation)} validation, {len(splits.test)} test images"
+        f"{', shown in grey' if shown.channels == 1 else ''}) on {device}: "
         f"{weights}"
     )
 

@@ -19,7 +19,7 @@ def recalibrate(model: nn.Module, batches: Iterable[Tensor]) -> None:
 
     Args:
         model: the pruned network; it comes back in evaluation mode.
-        batches: normalised images, [batch, 3, H, W] each.
+        batches: normalised images, [batch, C, H, W] each.
     """
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     momenta = [norm.momentum for norm in norms]

@@ -27,7 +27,7 @@ class _ProbedTrunk(HeadedNetwork):
         self.training = network.training
 
     def forward(self, images: Tensor) -> Tensor:
-        """Map images [batch, 3, H, W] to what nobody needs."""
+        """Map images [batch, C, H, W] to what nobody needs."""
         probed: Tensor = self.probe(self.trunk(images))
         return probed
 

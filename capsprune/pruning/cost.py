@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from capsprune.backbones.stem import blank_images
 from capsprune.pruning.groups import Dependencies
 from capsprune.pruning.layers import Axis, PrunableLayer, prunable_layers
 
@@ -44,9 +45,8 @@ def count_positions(model: nn.Module, image_size: int) -> dict[str, int]:
             handles.append(layer.layer.register_forward_hook(record))
     was_training = model.training
     model.eval()
-    parameter = next(model.parameters())
     try:
-        model(torch.zeros(1, 3, image_size, image_size, device=parameter.device))
+        model(blank_images(model, image_size))
     finally:
         for handle in handles:
             handle.remove()

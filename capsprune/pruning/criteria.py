@@ -24,7 +24,7 @@ from capsprune.pruning.layers import PrunableLayer, prunable_layers
 from capsprune.pruning.names import CRITERIA
 from capsprune.training.objective import CROSS_ENTROPY, Objective
 
-#: Images with labels, normalised: [batch, 3, H, W] and [batch].
+#: Images with labels, normalised: [batch, C, H, W] and [batch].
 Batches = Sequence[tuple[Tensor, Tensor]]
 
 

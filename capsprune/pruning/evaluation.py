@@ -64,7 +64,7 @@ class Evaluator:
     dependencies: Dependencies
     #: For each group its channels, those to keep longest first.
     rankings: list[Tensor]
-    #: Training images, [batch, 3, H, W] each.
+    #: Training images, [batch, C, H, W] each.
     calibration: Sequence[Tensor]
     #: Held-out training images and labels.
     scoring: Sequence[tuple[Tensor, Tensor]]

@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from capsprune.backbones.stem import blank_images
 from capsprune.errors import ModelError
 from capsprune.pruning.layers import Axis, ChannelParameter, PrunableLayer, prunable_layers
 from capsprune.pruning.tracing import barriers_for_shuffles, pruners
@@ -244,7 +244,6 @@ def _trace(
         for layer in layers.values()
         if isinstance(layer, ChannelParameter)
     ]
-    device = next(model.parameters()).device
     was_training = model.training
     requires_grad = [p.requires_grad for p in model.parameters()]
     model.eval()
@@ -255,7 +254,7 @@ def _trace(
             warnings.simplefilter("ignore")
             graph = torch_pruning.DependencyGraph().build_dependency(
                 model,
-                example_inputs=torch.zeros(1, 3, image_size, image_size, device=device),
+                example_inputs=blank_images(model, image_size),
                 unwrapped_parameters=scales,
                 customized_pruners=pruners(layers.values()),
                 verbose=False,

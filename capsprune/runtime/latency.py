@@ -14,7 +14,7 @@ from torch import nn
 from capsprune.errors import ExportError
 from capsprune.export.onnx_file import Draft, draft_onnx, draft_weights
 from capsprune.export.ort import quiet_stderr
-from capsprune.runtime.sessions import session
+from capsprune.runtime.sessions import input_shape, session
 from capsprune.runtime.template import GraphTemplate, TemplateError
 
 #: Runs before any is timed, and runs that are timed.
@@ -138,7 +138,7 @@ def _milliseconds(
     model: onnx.ModelProto, image_size: int, provider: str, repeats: int, threads: int | None
 ) -> float:
     opened = session(model.SerializeToString(), provider=provider, threads=threads)
-    feed = {"image": np.zeros((1, 3, image_size, image_size), dtype=np.float32)}
+    feed = {"image": np.zeros(input_shape(opened, 1, image_size), dtype=np.float32)}
     seconds = []
     for turn in range(WARM_UP + repeats):
         started = time.perf_counter()

@@ -19,9 +19,8 @@ RUNS = 2
 
 def measure_memory(
     path: Path,
-    batch: int,
+    shape: tuple[int, ...],
     provider: str,
-    image_size: int,
     threads: int | None = None,
     gpu: int = 0,
 ) -> dict[str, float | None]:
@@ -29,9 +28,8 @@ def measure_memory(
 
     Args:
         path: the ONNX file.
-        batch: images in one run.
+        shape: of the images in one run, (batch, C, S, S).
         provider: "cpu" or "cuda".
-        image_size: height and width of the images.
         threads: threads of one operator; None leaves it to ONNX Runtime.
         gpu: number of the GPU.
 
@@ -43,9 +41,7 @@ def measure_memory(
         activations. None where the system cannot tell.
         `gpu_memory_mb`: GPU memory in use after the runs, less that before. None on the CPU.
     """
-    images = np.random.default_rng(0).standard_normal(
-        (batch, 3, image_size, image_size), dtype=np.float32
-    )
+    images = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
     gpu_before = meters.gpu_memory_used_mb(gpu) if provider == "cuda" else None
     meters.reset_peak_resident()
     before = meters.resident_mb()

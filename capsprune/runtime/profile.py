@@ -24,7 +24,7 @@ from capsprune.export.part_names import read_parts
 from capsprune.files import scratch
 from capsprune.runtime import meters
 from capsprune.runtime.memory_probe import measure_memory
-from capsprune.runtime.sessions import provider_of, resolve_provider, session
+from capsprune.runtime.sessions import input_shape, provider_of, resolve_provider, session
 
 #: A variant is repeated at least so often (or as often as was asked for) whatever it costs.
 MIN_REPEATS = 5
@@ -133,7 +133,7 @@ def profile_variants(
     timed with the portable kernel too.
 
     Args:
-        variants: ONNX files by name, each with one input [batch, 3, S, S].
+        variants: ONNX files by name, each with one input [batch, C, S, S].
         image_size: S.
         place: where they are run.
         timing: what is timed, and how often.
@@ -160,28 +160,30 @@ def profile_variants(
             for path in variants.values()
         }
         chosen = "cuda" if opened_on == {"cuda"} else "cpu"
-    kernels = {
-        name: _routing_kernel(path, image_size, chosen, threads, folder, gpu)
-        for name, path in variants.items()
-    }
     # Each variant, and beside it the same file without the op library where that has a part.
-    runs = [(name, True) for name in variants]
-    for name in variants:
+    sessions: dict[_Run, onnxruntime.InferenceSession] = {}
+    kernels = {}
+    for name, path in variants.items():
+        opened = session(path, provider=chosen, threads=threads, gpu=gpu)
+        sessions[name, True] = opened
+        image = np.zeros(input_shape(opened, 1, image_size), np.float32)
+        kernels[name] = _routing_kernel(path, image, chosen, threads, folder, gpu)
         if kernels[name] == NATIVE:
-            runs.insert(runs.index((name, True)) + 1, (name, False))
-    sessions = {
-        (name, native): session(
-            variants[name], provider=chosen, threads=threads, native=native, gpu=gpu
-        )
-        for name, native in runs
-    }
+            sessions[name, False] = session(
+                path, provider=chosen, threads=threads, native=False, gpu=gpu
+            )
     measurements = []
-    rounds = repeats * len(runs)
+    rounds = repeats * len(sessions)
     for index, batch in enumerate(batches):
-        images = np.random.default_rng(timing.seed).standard_normal(
-            (batch, 3, image_size, image_size), dtype=np.float32
-        )
-        timed = {run: _Timed(opened, images) for run, opened in sessions.items()}
+        timed = {
+            run: _Timed(
+                opened,
+                np.random.default_rng(timing.seed).standard_normal(
+                    input_shape(opened, batch, image_size), dtype=np.float32
+                ),
+            )
+            for run, opened in sessions.items()
+        }
         for (name, _), timed_run in timed.items():
             _warm_up(name, timed_run, timing.warmup, budget_seconds)
         for turn, (name, native) in _time_in_turns(timed, repeats, budget_seconds):
@@ -190,11 +192,11 @@ def profile_variants(
                 progress(f"{what}, batch {batch}", index * rounds + turn, len(batches) * rounds)
         for name, path in variants.items():
             own, portable = timed[name, True], timed.get((name, False))
-            memory = _memory(path, batch, chosen, image_size, threads, gpu)
+            memory = _memory(path, own.images.shape, chosen, threads, gpu)
             p25, p50, p75 = np.percentile(own.seconds, [25, 50, 75]) * 1000
 
             shares = functools.partial(
-                _shares, path, images, chosen, threads, budget_seconds, folder
+                _shares, path, own.images, chosen, threads, budget_seconds, folder
             )
             parts = read_parts(own.session.get_modelmeta().custom_metadata_map)
             routing_share, part_shares = shares(native=True, parts=parts)
@@ -294,14 +296,14 @@ def _time_in_turns(
 
 
 def _memory(
-    path: Path, batch: int, provider: str, image_size: int, threads: int | None, gpu: int = 0
+    path: Path, shape: tuple[int, ...], provider: str, threads: int | None, gpu: int = 0
 ) -> dict[str, float | None]:
     """Run the memory probe in a process of its own."""
     try:
-        return processes.call(measure_memory, path, batch, provider, image_size, threads, gpu)
+        return processes.call(measure_memory, path, shape, provider, threads, gpu)
     except processes.ChildError as error:
         raise CapspruneError(
-            f"The memory of '{path}' at batch {batch} could not be measured ({error}); give a "
+            f"The memory of '{path}' at batch {shape[0]} could not be measured ({error}); give a "
             "smaller --batch."
         ) from None
 
@@ -378,14 +380,13 @@ def _shares(
 
 def _routing_kernel(
     path: Path,
-    image_size: int,
+    image: Pixels,
     provider: str,
     threads: int | None,
     folder: Path | None,
     gpu: int = 0,
 ) -> str | None:
     """What runs a file's routing in a session that has the op library."""
-    image = np.zeros((1, 3, image_size, image_size), np.float32)
     try:
         events = _node_events(path, image, provider, threads, 0, 0.0, folder, True, gpu)
     except (CapspruneError, OSError):

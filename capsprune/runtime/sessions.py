@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
+from capsprune.data.preprocessing import COLOURS
 from capsprune.errors import CapspruneError, DeviceError, unknown_name
 from capsprune.export.ort import ERROR_SEVERITY, onnxruntime, quiet_stderr
 from capsprune.native import has_cuda, library_path
@@ -137,6 +138,24 @@ def resolve_provider(provider: str, gpu: int = 0) -> str:
 def provider_of(opened: onnxruntime.InferenceSession) -> str:
     """Say where a session runs: "cpu" or "cuda"."""
     return "cuda" if _CUDA in opened.get_providers() else "cpu"
+
+
+def input_shape(
+    opened: onnxruntime.InferenceSession, batch: int, image_size: int
+) -> tuple[int, int, int, int]:
+    """Return the shape of a batch of images for a session, whose file says the colour channels.
+
+    Args:
+        opened: with one input [batch, C, S, S].
+        batch: images.
+        image_size: S, pixels a side.
+
+    Returns:
+        The shape (batch, C, S, S); C is 3 where the file leaves it open.
+    """
+    declared = [*opened.get_inputs()[0].shape, None, None][1]
+    channels = declared if isinstance(declared, int) else COLOURS
+    return batch, channels, image_size, image_size
 
 
 def _load_cuda_libraries() -> None:

@@ -56,7 +56,7 @@ def evaluate(
 
     Args:
         network: left in evaluation mode.
-        batches: normalised images [batch, 3, H, W] and labels [batch], on the network's device.
+        batches: normalised images [batch, C, H, W] and labels [batch], on the network's device.
         objective: what loss and class scores mean for this network.
 
     Raises:

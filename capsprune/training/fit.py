@@ -68,7 +68,7 @@ class Batches:
 
     #: Yields uint8 images [batch, C, H, W] and labels [batch].
     loader: DataLoader[tuple[Tensor, Tensor]]
-    #: Maps them to normalised float images [batch, 3, S, S].
+    #: Maps them to normalised float images [batch, C, S, S].
     transform: nn.Module
 
 

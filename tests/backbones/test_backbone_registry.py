@@ -9,6 +9,7 @@ from capsprune.backbones.registry import (
     backbone_arguments,
     build_backbone,
 )
+from capsprune.backbones.stem import blank_images, image_channels
 from capsprune.backbones.trunk import trunk_of, trunk_output
 from capsprune.errors import ModelError
 
@@ -32,7 +33,7 @@ def test_torchvision_s_classification_networks_are_known_or_refused_with_a_reaso
             refused.add(name.split("_")[0])
     assert refused == {"vit", "swin", "maxvit", "googlenet", "inception"}
     assert set(CHANNELS) < set(BACKBONES)
-    assert set(BACKBONES) - {"mobilenet_v1"} < set(torchvision.models.list_models())
+    assert set(BACKBONES) - {"mobilenet_v1", "capsnet"} < set(torchvision.models.list_models())
 
 
 @pytest.mark.parametrize("name", BACKBONES)
@@ -45,7 +46,8 @@ def test_the_smallest_image_leaves_a_feature_map(name):
         trunk = trunk_of(name, model.eval())
         channels, size = trunk_output(trunk, least)
         assert channels >= 8 and size >= 1
-        assert model(torch.zeros(2, 3, least, least)).shape == (2, 3)
+        assert image_channels(model) == backbone(name).preprocessing(least).channels
+        assert model(blank_images(model, least, 2)).shape == (2, 3)
     assert isinstance(model.get_submodule(backbone(name).classifier), nn.Linear | nn.Conv2d)
 
 

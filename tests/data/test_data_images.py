@@ -59,5 +59,5 @@ def test_grey_images_stay_grey_in_memory_and_share_storage():
     part = images.select([4, 2])
     assert part.storage is images.storage and part.storage.shape[1] == 1
     assert part.labels.tolist() == [4, 2]
-    assert part.__getitems__([0])[0].shape == (1, 3, 4, 4)
+    assert part.__getitems__([0])[0].shape == (1, 1, 4, 4)
     assert len(images.select([])) == 0

@@ -24,7 +24,7 @@ def test_batches_come_as_fetched():
     batches = list(loader)
     assert [len(labels) for _, labels in batches] == [2, 2, 1]
     images, labels = batches[1]
-    assert images.shape == (2, 3, 2, 2) and images.dtype == torch.uint8
+    assert images.shape == (2, 1, 2, 2) and images.dtype == torch.uint8
     assert labels.dtype == torch.int64
     assert images[:, 0, 0, 0].tolist() == labels.tolist() == [2, 3]
     assert len(loader) == 3

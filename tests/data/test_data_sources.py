@@ -122,7 +122,7 @@ def test_fashion_files_are_found(tmp_path, place, suffix):
     assert data.split.counts == {"train": 54, "validation": 6, "test": 20}
     assert data.split.test is None and data.native_size == 28
     assert data.class_names[9] == "Ankle boot"
-    assert data.train[0][0].shape == (3, 28, 28)
+    assert data.train[0][0].shape == (1, 28, 28)
 
 
 @pytest.mark.skipif(

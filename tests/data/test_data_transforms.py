@@ -1,9 +1,11 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from torch.nn import functional
 
 from capsprune.data.augmentation import Augmentation
@@ -13,6 +15,7 @@ from capsprune.data.transforms import (
     AugmentationParameters,
     EvaluationTransform,
     TrainingTransform,
+    to_channels,
 )
 from capsprune.errors import DataError
 
@@ -54,6 +57,66 @@ def test_evaluation_resizes_like_torch(size, shape):
         batch / 255, (size, size), mode="bilinear", align_corners=False, antialias=True
     )
     torch.testing.assert_close(unit(out), expected, atol=1e-5, rtol=1e-5)
+
+
+GREY = Preprocessing(12, mean=(0.0,), std=(1.0,))
+AUGMENTATION = Augmentation(
+    flip=True, translation=0.1, rotation=10.0, scale=(0.9, 1.1), brightness=0.2, contrast=(0.5, 1.5)
+)
+
+
+def test_grey_images_stay_one_channel_bit_for_bit_where_a_network_takes_one():
+    grey = images()[:, :1]
+    out = EvaluationTransform(GREY)(grey)
+    assert out.shape == (4, 1, 12, 12)
+    assert torch.equal(out, grey.to(torch.float32) / 255)
+
+
+@pytest.mark.parametrize("size", [9, 12, 20])
+def test_grey_images_are_shown_three_times_where_a_network_takes_colours(size):
+    grey = images()[:, :1]
+    for transform in (
+        EvaluationTransform(Preprocessing(size)),
+        TrainingTransform(AUGMENTATION, Preprocessing(size)),
+    ):
+        torch.manual_seed(0)
+        shown = transform(grey)
+        torch.manual_seed(0)
+        # As they were stored before: one channel three times.
+        assert torch.equal(shown, transform(grey.repeat(1, 3, 1, 1)))
+
+
+def test_colours_become_the_luma_that_pillow_gives_where_a_network_takes_one_channel():
+    batch = images(3, 20, 21)
+    expected = [np.asarray(Image.fromarray(i.permute(1, 2, 0).numpy()).convert("L")) for i in batch]
+    grey = to_channels(batch, 1)
+    assert grey.shape == (3, 1, 20, 21) and grey.dtype == torch.uint8
+    assert np.array_equal(grey[:, 0].numpy(), np.stack(expected))
+
+
+def test_luma_of_three_channels_that_are_the_same_is_any_of_them():
+    grey = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
+    assert torch.equal(to_channels(to_channels(grey, 3), 1), grey)
+    assert to_channels(grey, 1) is grey
+
+
+def test_augmentation_of_one_channel_is_that_of_each_of_three():
+    grey = images()[:, :1]
+    plain = Preprocessing(12, (0.0,) * 3, (1.0,) * 3)
+    torch.manual_seed(3)
+    single = TrainingTransform(AUGMENTATION, GREY)(grey)
+    torch.manual_seed(3)
+    triple = TrainingTransform(AUGMENTATION, plain)(grey)
+    assert single.shape == (4, 1, 12, 12)
+    torch.testing.assert_close(single, triple[:, 1:2])
+
+
+@pytest.mark.parametrize(
+    ("mean", "std"), [((0.0,), (1.0,) * 3), ((0.0,) * 2, (1.0,) * 2), ((), ())]
+)
+def test_a_mean_for_another_number_of_channels_is_refused(mean, std):
+    with pytest.raises(ValueError, match="1 or 3 colour channels"):
+        Preprocessing(12, mean, std)
 
 
 @settings(max_examples=40, deadline=None)

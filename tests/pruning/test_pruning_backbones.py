@@ -7,6 +7,7 @@ from fvcore.nn import FlopCountAnalysis
 from torch import nn
 
 from capsprune.backbones.registry import backbone, backbone_arguments, build_backbone
+from capsprune.backbones.stem import blank_images, image_channels
 from capsprune.backbones.trunk import trunk_of, trunk_output
 from capsprune.checkpoint import (
     Blueprint,
@@ -40,6 +41,7 @@ QUICK = [
     "convnext_tiny",
     "squeezenet1_1",
     "mnasnet0_5",
+    "capsnet",
 ]
 SLOW = [
     "resnet50",
@@ -97,7 +99,7 @@ def difference(a, b):
 
 
 def check_costs(model, cost, kept):
-    analysis = FlopCountAnalysis(model, torch.zeros(1, 3, SIZE, SIZE))
+    analysis = FlopCountAnalysis(model, blank_images(model, SIZE))
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
     counts = analysis.by_operator()
     assert cost.macs(kept) == counts["conv"] + counts["linear"]
@@ -108,7 +110,8 @@ def check_costs(model, cost, kept):
 def test_a_pruned_network_is_the_masked_one(name, tmp_path):
     model, dependencies = made(name)
     cost = CostModel.build(model, dependencies, SIZE)
-    images = torch.randn(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
+    shape = (2, image_channels(model), SIZE, SIZE)
+    images = torch.randn(shape, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         unpruned = model(images)
     orders, kept = drawn(dependencies, 0)
@@ -154,8 +157,8 @@ def check_saving(name, pruned, images, tmp_path):
         name="digits",
         class_names=tuple(map(str, range(CLASSES))),
         image_size=SIZE,
-        mean=(0, 0, 0),
-        std=(1, 1, 1),
+        mean=backbone(name).mean,
+        std=backbone(name).std,
     )
     description = describe(
         pruned,

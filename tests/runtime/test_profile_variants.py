@@ -183,7 +183,7 @@ def test_cuda_without_a_gpu(onnx_files, monkeypatch):
 
 def test_probe_that_fails_is_told(onnx_files, tmp_path):
     with pytest.raises(CapspruneError, match="There is no ONNX file"):
-        profile._memory(tmp_path / "gone.onnx", 1, "cpu", 16, None)
+        profile._memory(tmp_path / "gone.onnx", (1, 3, 16, 16), "cpu", None)
 
 
 def test_a_record_of_nodes_that_is_cut_off_is_named(onnx_files, tmp_path, monkeypatch):
