@@ -29,6 +29,7 @@ from capsprune.errors import ExportError
 from capsprune.export.parity import Parity, measure_parity, require_parity
 from capsprune.export.part_names import PARTS, name_by_part
 from capsprune.files import make_folder, replacing
+from capsprune.pruning.file_size import FileContent
 from capsprune.version import __version__
 
 #: Protobuf cannot hold more in one file.
@@ -118,21 +119,7 @@ def write_onnx(
             "the network further before it is exported."
         )
 
-    model = _translate(exported, image_size, opset)
-    parts = name_by_part(model, exported.part_of)
-    _add_functions(model, opset)
-    if inline:
-        model = _inlined(model)
-    _label(
-        model,
-        {
-            **metadata,
-            PARTS: json.dumps(parts),
-            "class_names": json.dumps(list(class_names)),
-            "image_size": str(image_size),
-            "capsprune_version": __version__,
-        },
-    )
+    model = _built(exported, image_size, class_names, metadata, opset, inline)
     inputs, outputs = _shapes(model.graph.input), _shapes(model.graph.output)
     classes = outputs["class_probabilities"][-1]
     if classes != len(class_names):
@@ -159,6 +146,57 @@ def write_onnx(
         batches=parity.batches,
         seconds=time.perf_counter() - started,
     )
+
+
+def file_content(
+    network: nn.Module,
+    *,
+    image_size: int,
+    class_names: Sequence[str],
+    metadata: Mapping[str, str],
+    opset: int = 18,
+    inline: bool = False,
+) -> FileContent:
+    """Find what the file would hold that `write_onnx`, of the same arguments, writes.
+
+    Raises:
+        ExportError: if the network cannot be exported.
+    """
+    check_opset(opset)
+    exported = _Exported(network).eval()
+    model = _built(exported, image_size, class_names, metadata, opset, inline)
+    weights = {
+        tensor.name.removeprefix("network."): len(tensor.raw_data)
+        for tensor in model.graph.initializer
+    }
+    return FileContent(model.ByteSize() - sum(weights.values()), weights)
+
+
+def _built(
+    exported: _Exported,
+    image_size: int,
+    class_names: Sequence[str],
+    metadata: Mapping[str, str],
+    opset: int,
+    inline: bool,
+) -> onnx.ModelProto:
+    """Translate, add what the file needs beside the graph, and label it."""
+    model = _translate(exported, image_size, opset)
+    parts = name_by_part(model, exported.part_of)
+    _add_functions(model, opset)
+    if inline:
+        model = _inlined(model)
+    _label(
+        model,
+        {
+            **metadata,
+            PARTS: json.dumps(parts),
+            "class_names": json.dumps(list(class_names)),
+            "image_size": str(image_size),
+            "capsprune_version": __version__,
+        },
+    )
+    return model
 
 
 class _Exported(nn.Module):

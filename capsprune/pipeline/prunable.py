@@ -17,7 +17,7 @@ from capsprune.pruning.capsule_groups import find_capsule_groups
 from capsprune.pruning.cost import CostModel, owned_positions
 from capsprune.pruning.groups import Dependencies, find_groups
 from capsprune.pruning.layers import prunable_layers
-from capsprune.pruning.limits import Bottleneck
+from capsprune.pruning.limits import Counted
 
 
 @dataclass(frozen=True)
@@ -91,11 +91,11 @@ class Prunable:
             return head.build(trunk, features, classes, config).eval()
 
 
-def bottleneck_of(network: Prunable, d1: int) -> Bottleneck:
-    """Find how the trunk's output channels follow from the channels kept in each group.
+def capsules_of_trunk(network: Prunable, d1: int) -> Counted:
+    """Find how the primary capsules of a pruned trunk follow from the channels kept in each group.
 
-    They are what the first layer behind the trunk takes in, once for each position that a flatten
-    leaves.
+    There are S / D1, rounded down. The trunk's output channels S are what the first layer behind it
+    takes in, once for each position that a flatten leaves.
 
     Raises:
         StrategyError: if the trunk has fewer channels than a capsule has values.
@@ -116,4 +116,4 @@ def bottleneck_of(network: Prunable, d1: int) -> Bottleneck:
     repeats = layer.size("in") // channels
     owned, unowned = owned_positions(layer, behind, "in", network.dependencies)
     per_channel = (owned // repeats).astype(np.int64)
-    return Bottleneck(per_channel, int(unowned) // repeats, d1)
+    return Counted(per_channel, int(unowned) // repeats, d1)

@@ -15,7 +15,7 @@ from capsprune.errors import RunError
 from capsprune.options import PruneOptions, TrainOptions
 from capsprune.pipeline.baseline import require_baseline
 from capsprune.pipeline.latency import check_smallest, latency_limit
-from capsprune.pipeline.prunable import Prunable, UntrainedHead, bottleneck_of
+from capsprune.pipeline.prunable import Prunable, UntrainedHead, capsules_of_trunk
 from capsprune.pipeline.searching import (
     Pruning,
     check_options,
@@ -185,10 +185,10 @@ def _search_space(options: PruneOptions, target: Target, network: Prunable) -> S
     Raises:
         StrategyError: if the target is out of reach.
     """
-    bottleneck = None
+    counted = {}
     if target.primary_caps is not None:
-        bottleneck = bottleneck_of(network, options.d1)
-    return target.search_space(network.cost, options.max_rate, options.round_to, bottleneck)
+        counted["primary_caps"] = capsules_of_trunk(network, options.d1)
+    return target.search_space(network.cost, options.max_rate, options.round_to, counted)
 
 
 def _check_reach(options: PruneOptions, session: Session, network: Prunable) -> None:

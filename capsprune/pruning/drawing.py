@@ -30,8 +30,8 @@ _BISECTIONS = 40
 
 
 def draw(space: SearchSpace, generator: np.random.Generator, count: int) -> Fractions:
-    """Return strategies, uniform in [0, max_rate] and of any size, [count, G]."""
-    return generator.uniform(0.0, space.max_rate, (count, space.groups))
+    """Return strategies, uniform in [0, max_rates] and of any size, [count, G]."""
+    return generator.uniform(0.0, space.max_rates, (count, space.groups))
 
 
 def reject(space: SearchSpace, generator: np.random.Generator, draws: int = MAX_DRAWS) -> Fractions:
@@ -74,24 +74,21 @@ def propose(space: SearchSpace, generator: np.random.Generator) -> Fractions:
     Raises:
         StrategyError: if no draw could be projected onto the target.
     """
-    if space.capsules is None:
-        found = _first(space, lambda: draw(space, generator, _BLOCK), PATIENT_DRAWS)
-    else:
-        # Draws seldom have this very number of capsules: that is settled first.
-        found = _first(
-            space,
-            lambda: with_capsules(space, draw(space, generator, _BLOCK), generator),
-            PATIENT_DRAWS,
-        )
+    # Draws seldom have the very numbers that are asked for: those are settled first.
+    found = _first(
+        space,
+        lambda: with_counts(space, draw(space, generator, _BLOCK), generator),
+        PATIENT_DRAWS,
+    )
     return project(space, draw(space, generator, 1)[0], generator) if found is None else found
 
 
 def project(space: SearchSpace, fractions: Fractions, generator: np.random.Generator) -> Fractions:
     """Move a strategy onto the target.
 
-    First the groups that decide the number of primary capsules move together until it is met, then
-    the rest until the limits are: each goes the same part of its way towards 0 or towards max_rate,
-    which keeps their order and their spread.
+    First the groups that decide a number that is asked for move together until it is met, then the
+    rest until the limits are: each goes the same part of its way towards 0 or towards its largest
+    removal fraction, which keeps their order and their spread.
 
     Args:
         space: whose target.
@@ -100,15 +97,14 @@ def project(space: SearchSpace, fractions: Fractions, generator: np.random.Gener
             happen with coarse rounding.
 
     Returns:
-        Removal fractions in [0, max_rate], [G].
+        Removal fractions in [0, max_rates], [G].
 
     Raises:
         StrategyError: if no strategy was found on the target.
     """
-    drawn = np.clip(fractions, 0.0, space.max_rate)[None]
+    drawn = np.clip(fractions, 0.0, space.max_rates)[None]
     for _ in range(_ROUNDS):
-        if space.capsules is not None:
-            drawn = with_capsules(space, drawn, generator)
+        drawn = with_counts(space, drawn, generator)
         moved = _towards(
             space,
             drawn,
@@ -126,22 +122,23 @@ def project(space: SearchSpace, fractions: Fractions, generator: np.random.Gener
     )
 
 
-def with_capsules(space: SearchSpace, rows: Fractions, generator: np.random.Generator) -> Fractions:
-    """Move the groups that decide it until each row [B, G] has the capsules asked for."""
-    assert space.capsules is not None
-    bottleneck = space.capsules.bottleneck
-    least = space.capsules.count * bottleneck.d1
-    # Several S give the same I: which of them is drawn too.
-    aims = generator.integers(least, least + bottleneck.d1, len(rows))
-    return _towards(
-        space,
-        rows,
-        space.deciding,
-        lambda rows, aims=aims: (  # type: ignore[misc]
-            bottleneck.channels(space.kept(rows)) - aims[: len(rows)]
-        ).astype(np.float64),
-        0.0,
-    )
+def with_counts(space: SearchSpace, rows: Fractions, generator: np.random.Generator) -> Fractions:
+    """Move the groups that decide them until each row [B, G] has the numbers asked for."""
+    for count in space.counts:
+        counted = count.counted
+        least = count.number * counted.divisor
+        # Several totals may give the same number, as several S the same I: which of them is drawn.
+        aims = generator.integers(least, least + counted.divisor, len(rows))
+        rows = _towards(
+            space,
+            rows,
+            count.deciding,
+            lambda rows, counted=counted, aims=aims: (  # type: ignore[misc]
+                counted.total(space.kept(rows)) - aims[: len(rows)]
+            ).astype(np.float64),
+            0.0,
+        )
+    return rows
 
 
 def _first(space: SearchSpace, drawn: Callable[[], Fractions], draws: int) -> Fractions | None:
@@ -167,7 +164,7 @@ def _towards(
     """
     before = excess(rows)
     settled = np.abs(before) <= tolerance
-    end = np.where(moving, np.where((before > 0)[:, None], space.max_rate, 0.0), rows)
+    end = np.where(moving, np.where((before > 0)[:, None], space.max_rates, 0.0), rows)
     above = before > 0
     low, high = np.zeros(len(rows)), np.ones(len(rows))
     result = rows.copy()

@@ -1,11 +1,11 @@
 """Samplers: each proposes strategies on the target, and some learn from the scores.
 
 `random` and `eagleeye` know nothing of what came before. The others are Optuna's. They propose
-anywhere in [0, max_rate]^G; the proposal is projected onto the target (`project`), and what they
-learn from is the strategy that was really scored, not the one that they proposed: an estimator of
-densities (TPE) or a covariance (CMA-ES) would otherwise be fitted to points that were never looked
-at. CMA-ES calls this the injection of solutions; it holds as long as the projection is a small
-step, which it becomes once its mean lies near the target.
+anywhere between 0 and the largest removal fraction of each group; the proposal is projected onto
+the target (`project`), and what they learn from is the strategy that was really scored, not the one
+that they proposed: an estimator of densities (TPE) or a covariance (CMA-ES) would otherwise be
+fitted to points that were never looked at. CMA-ES calls this the injection of solutions; it holds
+as long as the projection is a small step, which it becomes once its mean lies near the target.
 
 Every proposal follows from the seed, the candidate's number, and the candidates that are finished,
 in the order in which they finished. Nothing else is remembered: a search that goes on shows its
@@ -89,8 +89,9 @@ class OptunaSampler(ABC):
         optuna = quiet_optuna()
         self._space, self._seed = space, seed
         self._ranges = {
-            _parameter(group): optuna.distributions.FloatDistribution(0.0, space.max_rate)
-            for group in range(space.groups)
+            _parameter(group): optuna.distributions.FloatDistribution(0.0, float(rate))
+            for group, rate in enumerate(space.max_rates)
+            if rate > 0
         }
         self._study = optuna.create_study(
             direction="maximize", sampler=self._seeded(0), pruner=optuna.pruners.NopPruner()
@@ -104,7 +105,9 @@ class OptunaSampler(ABC):
     def propose(self, index: int) -> Fractions:
         """Ask Optuna, and move what it says onto the target."""
         trial = self._ask(index)
-        drawn = np.array([trial.params[name] for name in self._ranges])
+        drawn = np.array(
+            [trial.params.get(_parameter(group), 0.0) for group in range(self._space.groups)]
+        )
         return project(self._space, drawn, np.random.default_rng((self._seed, index)))
 
     def observe(self, index: int, fractions: Fractions, objective: float) -> None:
@@ -120,10 +123,14 @@ class OptunaSampler(ABC):
             # What the sampler noted with its proposal stays valid: its generation and state.
             notes = self._study.get_trials(deepcopy=False)[asked.number].system_attrs
             self._study.tell(asked, state=optuna.trial.TrialState.FAIL)
-        clipped = np.clip(fractions, 0.0, self._space.max_rate)
+        clipped = np.clip(fractions, 0.0, self._space.max_rates)
         self._study.add_trial(
             optuna.trial.create_trial(
-                params=dict(zip(self._ranges, map(float, clipped), strict=True)),
+                params={
+                    name: float(fraction)
+                    for group, fraction in enumerate(clipped)
+                    if (name := _parameter(group)) in self._ranges
+                },
                 distributions=self._ranges,
                 value=objective,
                 system_attrs=notes,

@@ -269,7 +269,7 @@ def _try_all(search: _Search, rung: Rung, plan: Plan, wanted: dict[int, Candidat
                 if before is None
                 else before.fractions
             )
-            if claim := rung.claim(index, proposed, search.space.max_rate):
+            if claim := rung.claim(index, proposed, float(search.space.max_rates.max())):
                 return claim
         return None
 
@@ -319,7 +319,7 @@ def _describe(
         index=claim.index,
         fractions=claim.fractions,
         macs=macs,
-        flops_ratio=macs / space.cost.unpruned_macs,
+        flops_ratio=macs / space.reference.macs,
         parameters=int(space.cost.parameters(kept)),
         score=outcome.score,
         loss=outcome.loss,

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from capsprune.errors import StrategyError
 from capsprune.pruning.drawing import draw, project, propose, reject
-from capsprune.pruning.limits import Bottleneck
+from capsprune.pruning.limits import Counted
 from capsprune.pruning.space import SearchSpace
 from capsprune.pruning.target import Target
 
@@ -18,14 +18,16 @@ def cost(make_prunable):
 
 
 def around(cost, flops=None, max_rate=None, round_to=1, *, bottleneck=None, **sizes):
-    return Target(flops=flops, **sizes).search_space(cost, max_rate, round_to, bottleneck)
+    return Target(flops=flops, **sizes).search_space(
+        cost, max_rate, round_to, {"primary_caps": bottleneck} if bottleneck else None
+    )
 
 
 def last_group(cost, d1=8, fixed=0):
     """The bottleneck of a network whose last group is the trunk's output."""
     per_channel = np.zeros(len(cost.channels), dtype=np.int64)
     per_channel[-1] = 1
-    return Bottleneck(per_channel, fixed, d1)
+    return Counted(per_channel, fixed, d1)
 
 
 @settings(max_examples=60)
@@ -219,7 +221,7 @@ def test_primary_capsules_are_met_exactly(cost, capsules, flops, round_to, seed)
 
 
 def test_primary_capsules_of_several_groups(cost):
-    bottleneck = Bottleneck((np.arange(len(cost.channels)) % 2).astype(np.int64), 7, 6)
+    bottleneck = Counted((np.arange(len(cost.channels)) % 2).astype(np.int64), 7, 6)
     space = around(cost, 0.5, primary_caps=150, bottleneck=bottleneck)
     for seed in range(5):
         kept = space.kept(propose(space, np.random.default_rng(seed)))
