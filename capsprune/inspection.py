@@ -67,12 +67,14 @@ def inspect_model(options: InspectOptions) -> dict[str, Any]:
         model = prune_channels(model, dependencies, l1_ranking(model, dependencies), kept)
     macs = sum(count_macs(model, size).values())
     kind = _or(options.head, DYNAMIC)
-    given = {"d1": options.d1, "d2": options.d2, "iterations": options.iterations}
+    asked = ("d1", "d2", "iterations", "primary", "types", "primary_rank")
+    given = {key: getattr(options, key) for key in asked}
     with torch.device("meta"):  # what is only counted needs no values
         trunk = trunk_of(name, model).to("meta")
         features = trunk_output(trunk, size)
         head = HEADS[kind]
-        network = head.build(trunk, features, classes, head.configure(kind, features, given))
+        config = head.configure(kind, features, given)
+        network = head.build(trunk, features, classes, config)
     costs = network_costs(network, trunk, size, frozen=_or(options.freeze, False))
     return {
         "model": name,
@@ -81,6 +83,7 @@ def inspect_model(options: InspectOptions) -> dict[str, Any]:
         "backbone_macs": macs,
         "backbone_macs_unpruned": unpruned_macs,
         "flops_ratio": macs / unpruned_macs,
+        **head.details(config),
         **costs,
         "groups": groups,
     }

@@ -16,12 +16,14 @@ from capsprune.bounds import (
     MAX_EPOCHS,
     MAX_LEARNING_RATE,
     CapsuleSize,
+    ChannelCount,
     FilePath,
     Name,
     Seed,
     Text,
 )
 from capsprune.capsules.heads import HEADS, LINEAR, check_attachable
+from capsprune.capsules.primary.names import DENSE, PRIMARIES
 from capsprune.data.names import DATA_SETS, known_data_set
 from capsprune.pruning.names import CRITERIA, SAMPLERS
 from capsprune.tables import Table
@@ -70,7 +72,7 @@ def _entry_of(table: Table[Any]) -> Callable[[Any], Any]:
     return lambda value: table.name_of(value) if callable(value) else value
 
 
-def _none_for(default: float) -> Callable[[Any], Any]:
+def _none_for(default: float | str) -> Callable[[Any], Any]:
     """Write an option at its default as one that is left open, so that both compare equal."""
     return lambda value: None if value == default else value
 
@@ -162,6 +164,23 @@ DEFAULT_ROUND_TO = 8
 PrimarySize = Annotated[CapsuleSize, Field(description="Values in a primary capsule.")]
 HeadName = Annotated[Name, AfterValidator(check_attachable)]
 AnyHeadName = Annotated[Name, AfterValidator(HEADS.check)]
+#: What a head has by default is written as what is left open: records of before lack it.
+PrimaryName = Annotated[
+    Annotated[Name, AfterValidator(PRIMARIES.check)] | None,
+    AfterValidator(_none_for(DENSE)),
+    Field(description="PrimaryCaps: {primaries}. [default: dense, where the head has any]"),
+]
+CapsuleTypes = Annotated[
+    ChannelCount | None,
+    Field(
+        description="Types of capsules at each position, of --primary spatial and pointwise. "
+        "[default: 32 spatial ones; as many pointwise ones as the trunk's channels make]"
+    ),
+]
+PrimaryRank = Annotated[
+    ChannelCount | None,
+    Field(description="Channels between the two convolutions of --primary factored. [default: 16]"),
+]
 
 #: Marks a field that the command line takes by position.
 POSITIONAL: dict[str, Any] = {"positional": True}
@@ -173,6 +192,7 @@ _CHOICES: dict[str, Callable[[], str]] = {
     "{criteria}": CRITERIA.help,
     "{data_sets}": DATA_SETS.help,
     "{heads}": lambda: HEADS.help(but=LINEAR),
+    "{primaries}": PRIMARIES.help,
     "{samplers}": SAMPLERS.help,
 }
 

@@ -35,6 +35,7 @@ from capsprune.option_types import (
     Background,
     BatchSize,
     CandidateCount,
+    CapsuleTypes,
     CriterionName,
     DataName,
     DataRoot,
@@ -49,6 +50,8 @@ from capsprune.option_types import (
     PositiveCount,
     PositiveEpochs,
     Precision,
+    PrimaryName,
+    PrimaryRank,
     PrimarySize,
     Ratio,
     SamplerName,
@@ -240,6 +243,9 @@ class AttachCapsOptions(HeadOptions):
     d2: CapsuleSize | None = Field(
         None, description="Values in an output capsule. [default: the head's; dynamic has 16]"
     )
+    primary: PrimaryName = None
+    types: CapsuleTypes = None
+    primary_rank: PrimaryRank = None
 
 
 class AttachLinearOptions(HeadOptions):
@@ -337,6 +343,9 @@ class InspectOptions(Options):
     d2: CapsuleSize | None = Field(
         None, description="Values in an output capsule. [default: the head's; dynamic has 16]"
     )
+    primary: PrimaryName = None
+    types: CapsuleTypes = None
+    primary_rank: PrimaryRank = None
 
 
 class RunOptions(Options):

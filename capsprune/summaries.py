@@ -145,6 +145,10 @@ class NetworkSummary(StageSummary):
     bottleneck_channels: _GivenCount = None
     feature_size: _GivenCount = None
     primary_capsules: _GivenCount = None
+    primary: _GivenText = None
+    primary_rank: _GivenCount = None
+    primary_types: _GivenCount = None
+    routing_iterations: _GivenCount = None
     parts: Annotated[dict[Name, PartSummary], Field(max_length=100)] = {}
     trunk_macs: _GivenCount = None
     head_macs: _GivenCount = None

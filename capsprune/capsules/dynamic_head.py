@@ -93,6 +93,7 @@ class DynamicHead(Head):
     config = DynamicConfig
     objective = Objective(loss=_loss, scores=_scores)
     outputs = ("poses",)
+    renamed: Mapping[str, str] = {"primary_rank": "rank"}
 
     def configure(
         self, kind: str, features: FeatureMap, options: Mapping[str, Any]
@@ -148,11 +149,16 @@ class DynamicHead(Head):
         return name.partition(".")[0]
 
     def sizes(self, network: CapsuleNetwork) -> dict[str, int]:
-        """Return S, K and I."""
+        """Return S, K, I, the routing iterations, and the rank or the types where there are any."""
+        primary = network.primary_caps
+        options = primary.stored()
+        named = {"primary_rank": options.get("rank"), "primary_types": options.get("types")}
         return {
-            "bottleneck_channels": network.primary_caps.in_channels,
-            "feature_size": network.primary_caps.feature_size,
+            "bottleneck_channels": primary.in_channels,
+            "feature_size": primary.feature_size,
             "primary_capsules": network.output_caps.weight.shape[1],
+            "routing_iterations": network.output_caps.iterations,
+            **{name: size for name, size in named.items() if size is not None},
         }
 
     def exported(self, outputs: CapsuleOutput) -> tuple[Tensor, ...]:
@@ -170,8 +176,8 @@ class DynamicHead(Head):
         return CapsuleTrace(network)
 
     def details(self, config: DynamicConfig) -> dict[str, Any]:
-        """Return the routing iterations."""
-        return {"routing_iterations": config.iterations}
+        """Return the kind of PrimaryCaps."""
+        return {"primary": config.primary}
 
     def words(self, network: CapsuleNetwork, features: FeatureMap) -> str:
         """Say how many capsules there are."""

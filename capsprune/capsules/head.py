@@ -77,6 +77,8 @@ class Head:
     config: type[HeadConfig] = HeadConfig
     #: What its network is trained for, and how class scores are read off its outputs.
     objective: Objective = CROSS_ENTROPY
+    #: Fields of the config that options call otherwise, by the options.
+    renamed: Mapping[str, str] = {}
     #: Names of the outputs that an exported file has behind `class_probabilities`.
     outputs: tuple[str, ...] = ()
 
@@ -94,14 +96,15 @@ class Head:
             ModelError: if one was given that the head does not have.
         """
         fields = self.config.model_fields
+        named = {name: self.renamed.get(name, name) for name in options}
         for name, value in options.items():
-            if value is not None and name not in fields:
+            if value is not None and named[name] not in fields:
                 raise ModelError(
                     f"Head '{kind}' has no --{name.replace('_', '-')}; leave it out, or give "
                     "another --head."
                 )
         return {
-            name: fields[name].default if value is None and name in fields else value
+            name: fields[named[name]].default if value is None and named[name] in fields else value
             for name, value in options.items()
         }
 
@@ -116,8 +119,8 @@ class Head:
         Raises:
             ModelError: if one was given that the head does not have.
         """
-        resolved = self.resolve(kind, options)
-        return self.config(kind=kind, **{k: v for k, v in resolved.items() if v is not None})
+        given = {k: v for k, v in self.resolve(kind, options).items() if v is not None}
+        return self.config(kind=kind, **{self.renamed.get(k, k): v for k, v in given.items()})
 
     def build(
         self, trunk: nn.Module, features: FeatureMap, classes: int, config: Any

@@ -40,8 +40,10 @@ def attach_caps(options: AttachCapsOptions, session: Session) -> StageRecord:
     given = {"iterations": options.iterations, "d1": options.d1, "d2": options.d2}
     if options.d1 is None and "d1" in head.config.model_fields:
         given["d1"] = _counted_d1(options, session)
-    sizes = head.resolve(options.head, given)
-    stage = Stage.of(session, "caps", options, described.id, **sizes)
+    resolved = head.resolve(options.head, given)
+    stage = Stage.of(session, "caps", options, described.id, **resolved)
+    primary = {key: getattr(options, key) for key in ("primary", "types", "primary_rank")}
+    sizes = resolved | head.resolve(options.head, primary)
     return stage.done() or _train_head(options, stage, options.head, sizes, source, described)
 
 

@@ -367,6 +367,13 @@ def _cost_rows(summary: Summary) -> list[tuple[str, str]]:
                 f"I = {summary['primary_capsules']}",
             )
         )
+    kind = [summary[key] for key in ("primary",) if key in summary]
+    sizes = {"rank": "primary_rank", "types": "primary_types"}
+    kind += [f"{title} {summary[key]}" for title, key in sizes.items() if key in summary]
+    if kind:
+        rows.append(("PrimaryCaps", ", ".join(kind)))
+    if "routing_iterations" in summary:
+        rows.append(("routing iterations", str(summary["routing_iterations"])))
     rows.append(("MACs of a forward pass", count(summary["forward_macs"])))
     rows.append(("parameters", count(summary["parameters"])))
     return rows

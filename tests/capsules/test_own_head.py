@@ -134,9 +134,13 @@ def test_it_is_offered_and_inspected():
 
 
 def test_an_option_that_it_does_not_have_is_refused():
-    options = InspectOptions(model="mobilenet_v1", image_size=32, head="votes", d2=4)
-    with pytest.raises(ModelError, match=r"Head 'votes' has no --d2; leave it out"):
-        inspect_model(options)
+    for option, given in (("d2", 4), ("primary", "depthwise"), ("primary-rank", 4)):
+        options = parse_options(
+            InspectOptions,
+            {"model": "mobilenet_v1", "image_size": 32, "head": "votes", option: given},
+        )
+        with pytest.raises(ModelError, match=f"Head 'votes' has no --{option}; leave it out"):
+            inspect_model(options)
 
 
 @pytest.mark.parametrize(

@@ -115,6 +115,18 @@ def picture(path: Path, shade: int = 0) -> None:
         ),
         (("inspect", "--strategy", "no.json"), ("no.json", "check the path")),
         (("inspect", "--model", "resnet18", "--d1", 600), ("512 channels", "--d1")),
+        (("attach-caps", "--primary", "dens"), ("did you mean dense",)),
+        (("inspect", "--model", "resnet18", "--primary", "dens"), ("did you mean dense",)),
+        (
+            ("inspect", "--model", "resnet18", "--primary", "spatial"),
+            ("7 x 7, too small", "--image-size"),
+        ),
+        (("inspect", "--model", "resnet18", "--types", 4), ("has no --types",)),
+        (("inspect", "--model", "resnet18", "--types", 0), ("--types", "greater than")),
+        (
+            ("inspect", "--model", "resnet18", "--primary", "depthwise", "--primary-rank", 4),
+            ("has no --primary-rank",),
+        ),
     ],
 )
 def test_refused_before_anything_is_written(

@@ -80,6 +80,54 @@ def test_an_interrupted_head_goes_on(finished):
     assert finished.stages()["caps"] != before["caps"]
 
 
+@pytest.mark.parametrize(
+    ("given", "sizes", "conv"),
+    [
+        ({"primary": "depthwise"}, {}, (24, 1, 4, 4)),
+        ({"primary": "factored", "primary_rank": 2}, {"primary_rank": 2}, (24, 2, 1, 1)),
+        ({"primary": "pointwise", "types": 2}, {"primary_types": 2}, (16, 24, 1, 1)),
+    ],
+    ids=lambda value: value["primary"] if isinstance(value, dict) and "primary" in value else "",
+)
+def test_primary_caps_are_of_the_kind_asked_for(finished, given, sizes, conv):
+    values = {**MADE["attach-caps"], **given}
+    summary = finished.do("attach-caps", **values, overwrite=True).to_dict()
+    checkpoint = load_checkpoint(finished.path("caps"))
+    assert tuple(checkpoint.network.primary_caps.conv.weight.shape) == conv
+    assert summary["primary"] == given["primary"]
+    assert {key: summary[key] for key in sizes} == sizes
+    finished.do("attach-caps", **values)
+    assert "caps is done already" in finished.said
+    with pytest.raises(RunError, match="primary"):
+        finished.do("attach-caps", **MADE["attach-caps"])
+    exported = finished.do("export", overwrite=True).to_dict()
+    assert exported["max_abs_difference"] < 1e-4
+    costs = finished.do("inspect").to_dict()["caps"]
+    assert costs["parameters"] == summary["parameters"]
+
+
+def test_the_paper_s_primary_caps_are_the_default(finished):
+    before = finished.stages()
+    finished.do("attach-caps", **MADE["attach-caps"], primary="dense")
+    assert "caps is done already" in finished.said and finished.stages() == before
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"primary": "spatial"}, "4 x 4, too small for the 9 x 9 filters"),
+        ({"types": 3}, "dense has no --types"),
+        ({"primary": "depthwise", "primary_rank": 3}, "depthwise has no --primary-rank"),
+        ({"primary": "dens"}, "did you mean dense"),
+    ],
+)
+def test_primary_caps_that_do_not_fit_lose_nothing(finished, given, words):
+    before = finished.stages()
+    with pytest.raises(CapspruneError, match=words):
+        finished.do("attach-caps", **{**MADE["attach-caps"], **given}, overwrite=True)
+    assert finished.stages() == before and load_checkpoint(finished.path("caps"))
+
+
 def test_heads_fit_a_named_checkpoint_that_has_none(finished):
     source = str(finished.path("pruned"))
     finished.do("attach-caps", run="other", **MADE["attach-caps"], checkpoint=source)
