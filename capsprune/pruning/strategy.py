@@ -30,6 +30,12 @@ class Strategy:
     round_to: int = 1
     #: Which channels of a group go first, of `capsprune.pruning.names.CRITERIA`.
     criterion: str = "l1"
+    #: The head of the whole network that it is for, its primary capsules included; None where it is
+    #: for a backbone alone.
+    head: str | None = None
+    #: Which primary capsules go first, of `capsprune.pruning.names.CAPSULE_CRITERIA`; None where
+    #: none go.
+    capsule_criterion: str | None = None
 
     def array(self, dependencies: Dependencies) -> NDArray[np.float64]:
         """Return the fractions in the order of the groups, [G].
@@ -40,7 +46,8 @@ class Strategy:
         for name in self.fractions:
             if name not in dependencies.names:
                 known = unknown_name("group", name, dependencies.names)
-                raise StrategyError(f"The strategy does not fit this backbone. {known}")
+                what = "backbone" if self.head is None else "network"
+                raise StrategyError(f"The strategy does not fit this {what}. {known}")
         for name in dependencies.names:
             if name not in self.fractions:
                 raise StrategyError(
@@ -60,14 +67,17 @@ class Strategy:
         )
 
     @classmethod
-    def keeping_all(cls, model: str, dependencies: Dependencies) -> Strategy:
+    def keeping_all(
+        cls, model: str, dependencies: Dependencies, head: str | None = None
+    ) -> Strategy:
         """Return the strategy that removes nothing.
 
         Args:
             model: the backbone.
-            dependencies: its groups.
+            dependencies: the groups.
+            head: of the whole network that they are of, None for those of the backbone alone.
         """
-        return cls(model, 1.0, dict.fromkeys(dependencies.names, 0.0))
+        return cls(model, 1.0, dict.fromkeys(dependencies.names, 0.0), head=head)
 
     @classmethod
     def keeping(
@@ -92,13 +102,18 @@ class Strategy:
 
     def to_dict(self) -> dict[str, object]:
         """Return the strategy as it is written to JSON."""
-        return {
+        content: dict[str, object] = {
             "model": self.model,
             "flops": self.flops,
             "round_to": self.round_to,
             "criterion": self.criterion,
             "fractions_removed": self.fractions,
         }
+        if self.head is not None:
+            content["head"] = self.head
+        if self.capsule_criterion is not None:
+            content["capsule_criterion"] = self.capsule_criterion
+        return content
 
 
 def kept_channels(
@@ -138,23 +153,27 @@ class _StrategyFile(BaseModel):
     model_config = ConfigDict(strict=True)
 
     model: Name
-    flops: Annotated[float, Field(gt=0, le=1)]
+    # A network of full rank, in two layers, may have more than the one that it was made from.
+    flops: Annotated[float, Field(gt=0, le=100)]
     fractions_removed: Annotated[
         dict[Name, Annotated[float, Field(ge=0, lt=1)]], Field(max_length=MAX_ENTRIES)
     ]
     round_to: ChannelCount = 1
     criterion: Annotated[Name, AfterValidator(_known_criterion)] = "l1"
+    head: Name | None = None
+    capsule_criterion: Name | None = None
 
 
-def read_strategy(path: Path, model: str | None) -> Strategy:
+def read_strategy(path: Path, model: str | None, head: str | None = None) -> Strategy:
     """Read a strategy.
 
     Args:
         path: a JSON file.
         model: the backbone that it will be applied to; None for the one that it names.
+        head: that of the whole network that it will be applied to; None for a backbone alone.
 
     Raises:
-        StrategyError: if the file is missing, is no strategy, or is for another backbone.
+        StrategyError: if the file is missing, is no strategy, or is for another backbone or head.
     """
     try:
         content = _StrategyFile.model_validate(read_json(path))
@@ -171,10 +190,37 @@ def read_strategy(path: Path, model: str | None) -> Strategy:
         raise StrategyError(
             f"{path} is a strategy for {content.model}, not for {model}; give one for {model}."
         )
+    _check_head(path, content.head, head)
     return Strategy(
         model=content.model,
         flops=content.flops,
         round_to=content.round_to,
         criterion=content.criterion,
         fractions=content.fractions_removed,
+        head=content.head,
+        capsule_criterion=content.capsule_criterion,
+    )
+
+
+def _check_head(path: Path, made_for: str | None, head: str | None) -> None:
+    """Check that a strategy is for what it will be applied to.
+
+    Raises:
+        StrategyError: if it is not.
+    """
+    if made_for == head:
+        return
+    if made_for is None:
+        raise StrategyError(
+            f"{path} is a strategy for a backbone alone; give it to 'prune', and here one that "
+            "'prune-caps' wrote."
+        )
+    if head is None:
+        raise StrategyError(
+            f"{path} is a strategy for a whole network with the head {made_for}, not for a "
+            "backbone; give it to 'prune-caps', and here one that 'prune' wrote."
+        )
+    raise StrategyError(
+        f"{path} is a strategy for a network with the head {made_for}, not {head}; give one for "
+        f"{head}."
     )

@@ -116,6 +116,8 @@ def test_the_order_of_a_file_plays_no_part(tmp_path, tiny):
         (content(round_to=10**30), "too large"),
         (content(criterion="magnitude"), "criterion 'magnitude' is not accepted"),
         (content(criterion=1), "criterion 1 is not accepted"),
+        (content(head=3), "head 3 is not accepted"),
+        (content(capsule_criterion=3), "capsule_criterion 3 is not accepted"),
     ],
 )
 def test_a_file_that_is_no_strategy_is_refused(tmp_path, value, said):
@@ -123,6 +125,31 @@ def test_a_file_that_is_no_strategy_is_refused(tmp_path, value, said):
         read_strategy(written(tmp_path, value), "tiny")
     assert "strategy.json" in str(error.value)
     assert len(str(error.value)) < 600 + len(str(tmp_path))
+
+
+def test_a_strategy_of_a_whole_network_names_its_head(tmp_path, tiny):
+    strategy = Strategy("tiny", 0.5, {"stem": 0.3}, 4, head="dynamic", capsule_criterion="coupling")
+    path = written(tmp_path, strategy.to_dict())
+    assert read_strategy(path, "tiny", "dynamic") == strategy
+    everything = Strategy.keeping_all("tiny", tiny.dependencies, "dynamic")
+    assert everything.head == "dynamic" and not any(everything.fractions.values())
+    with pytest.raises(StrategyError, match="does not fit this network"):
+        Strategy("tiny", 0.5, {"stm": 0.1}, head="dynamic").array(tiny.dependencies)
+
+
+@pytest.mark.parametrize(
+    ("made_for", "head", "said"),
+    [
+        (None, "dynamic", "for a backbone alone; give it to 'prune', and here"),
+        ("dynamic", None, "whole network with the head dynamic.*give it to 'prune-caps'"),
+        ("em", "dynamic", "with the head em, not dynamic; give one for dynamic"),
+    ],
+)
+def test_a_strategy_of_another_scope_is_refused(tmp_path, made_for, head, said):
+    given = {} if made_for is None else {"head": made_for}
+    path = written(tmp_path, content(**given))
+    with pytest.raises(StrategyError, match=said):
+        read_strategy(path, "tiny", head)
 
 
 def test_a_missing_file_is_named(tmp_path):
