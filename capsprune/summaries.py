@@ -266,6 +266,7 @@ class AnalysisSummary(StageSummary):
     coupling_entropy: _ByIteration
     agreement_true: _ByIteration
     agreement_other: _ByIteration
+    accuracy_by_iteration: _ByIteration = []
     robustness: Annotated[list[DistortedSummary], Field(max_length=_MAX_DISTORTED)]
 
     @property

@@ -71,6 +71,7 @@ class CapsuleTrace:
             "coupling_entropy": routing.coupling_entropy,
             "agreement_true": routing.agreement_true,
             "agreement_other": routing.agreement_other,
+            "accuracy_by_iteration": routing.accuracy,
             "primary_length": activity.mean_length,
             "never_active": activity.dead,
             "never_active_share": activity.dead / activity.capsules,

@@ -52,7 +52,7 @@ class RoutingTrace:
         # Half of it, for the product comes in another order and is copied once.
         one_image = classes * capsules * d2 * weight.element_size()
         self._chunk = max(1, votes_bytes // 2 // one_image)
-        self._sums = torch.zeros(3, iterations, dtype=torch.float64, device=weight.device)
+        self._sums = torch.zeros(4, iterations, dtype=torch.float64, device=weight.device)
         self._images = 0
 
     @torch.no_grad()
@@ -77,19 +77,22 @@ class RoutingTrace:
             s = torch.matmul(couplings.unsqueeze(2), votes).squeeze(2)  # (2)
             v = squash(s if self._bias is None else s + self._bias, self._epsilon)  # (3)
             agreements = torch.matmul(votes, v.unsqueeze(3)).squeeze(3)
-            self._note(iteration, couplings, agreements, labels)
+            right = v.norm(dim=2).argmax(dim=1) == labels
+            self._note(iteration, couplings, agreements, labels, right)
             logits = logits + agreements  # (4)
         self._images += len(u)
         return v
 
-    def _note(self, iteration: int, couplings: Tensor, agreements: Tensor, labels: Tensor) -> None:
+    def _note(
+        self, iteration: int, couplings: Tensor, agreements: Tensor, labels: Tensor, right: Tensor
+    ) -> None:
         """Add up one iteration over images; couplings and agreements are [batch, J, I]."""
         classes = couplings.shape[1]
         entropy = torch.special.entr(couplings).sum(dim=1).mean(dim=1) / math.log(classes)
         with_classes = agreements.mean(dim=2)  # [batch, J]
         true = with_classes.gather(1, labels.unsqueeze(1)).squeeze(1)
         other = (with_classes.sum(dim=1) - true) / (classes - 1)
-        for total, of_images in zip(self._sums, (entropy, true, other), strict=True):
+        for total, of_images in zip(self._sums, (entropy, true, other, right), strict=True):
             total[iteration] += of_images.double().sum()
 
     @property
@@ -114,6 +117,14 @@ class RoutingTrace:
     def agreement_other(self) -> list[float]:
         """Of each iteration, the agreement with the other classes, averaged over these too."""
         return self._means(2)
+
+    @property
+    def accuracy(self) -> list[float]:
+        """Of each iteration, the share of images whose class capsule is the longest after it.
+
+        It is the accuracy of the network with so many routing iterations.
+        """
+        return self._means(3)
 
     def _means(self, row: int) -> list[float]:
         if not self._images:

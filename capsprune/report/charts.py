@@ -22,6 +22,8 @@ import altair as alt
 import vl_convert
 from PIL import Image
 
+from capsprune.report.results import Spread
+
 Mode = Literal["light", "dark"]
 Record = dict[str, Any]
 Panel = alt.LayerChart
@@ -172,6 +174,21 @@ def dashes(field: str, heading: str, styles: Mapping[str, Sequence[int]]) -> alt
     return alt.StrokeDash(f"{field}:N", scale=scale, legend=legend if len(styles) > 1 else None)
 
 
+def point(key: str, series: str, x: float, spread: Spread) -> Record:
+    """Return a point of a line and, where there are several seeds, the ends of its error bar.
+
+    Args:
+        key: of the line.
+        series: that a legend tells it by.
+        x: what goes rightwards.
+        spread: what goes upwards.
+    """
+    found: Record = {"key": key, "series": series, "x": x, "order": x, "y": spread.mean}
+    if spread.deviation:
+        found |= {"low": spread.mean - spread.deviation, "high": spread.mean + spread.deviation}
+    return found
+
+
 def curves(
     records: Sequence[Record],
     x: alt.X,
@@ -264,7 +281,7 @@ def bars(
 
     Args:
         records: of the parts of the bars: `place` of the bar, `from` and `to` of the part, and of
-            the bar `label`, `value`, `low`, `high` and `end`.
+            the bar `label`, `value`, `end`, and `low` and `high` where it has whiskers.
         count: how many bars there are.
         heading: of the panel.
         x: what goes rightwards.
@@ -274,11 +291,14 @@ def bars(
     up = alt.Y("place:O", axis=None, scale=alt.Scale(paddingInner=0.62, paddingOuter=0.5))
     whole = alt.Chart().transform_filter("datum.from === 0")
     parts = alt.Chart().mark_bar(style="solid")
-    layers = [
-        parts.encode(x=right, x2="to:Q", y=up, tooltip=_tooltip(records), **encodings),
+    whiskers = [
         whole.mark_rule(style="ink").encode(x="low:Q", x2="high:Q", y=up),
         whole.mark_tick(style="ink", size=7, thickness=1).encode(x="low:Q", y=up),
         whole.mark_tick(style="ink", size=7, thickness=1).encode(x="high:Q", y=up),
+    ]
+    layers = [
+        parts.encode(x=right, x2="to:Q", y=up, tooltip=_tooltip(records), **encodings),
+        *(whiskers if any("low" in record for record in records) else ()),
         whole.mark_text(style="words", align="left", dx=5).encode(x="end:Q", y=up, text="value:N"),
         whole.mark_text(style="words", align="left", dy=-16).encode(
             x=alt.value(2), y=up, text="label:N"

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import fields, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +18,11 @@ from capsprune.report.reading import (
     Described,
     Epoch,
     SweepProfile,
-    layer_bytes,
     read_rows,
 )
 from capsprune.report.results import (
     BackboneResult,
     Cell,
-    Item,
     Kind,
     Latency,
     Results,
@@ -69,6 +66,10 @@ _HEADED = {"caps": "capsules", "linear": "linear", "slim": "capsules"}
 _MEASURED = {field.name for field in fields(Latency)} & MeasurementSummary.model_fields.keys()
 #: Characters of a name that a table or a legend has room for.
 _LONGEST = 80
+#: Figures of the network that a slim one was made from, which stand beside its own.
+_OF_WHOLE = ("accuracy", "primary_capsules")
+#: What a part of a network costs, and under which names a report has it.
+_COSTS = {"macs": "macs", "parameters": "parameters", "weight_bytes": "bytes"}
 #: What sizes a capsule head says that it has, and under which names a report has them.
 _SIZES = {"iterations": "iterations", "rank": "primary_rank"}
 _Values = dict[str, float]
@@ -221,11 +222,10 @@ class _Reader:
         usable = run.stages.keys() - unusable
         pruned = _pruned_of(run) if asked is None else asked
         own = {"run": name, "seed": run.seed, "source": source, "pruned": pruned}
-        parts = self._read_parts(run, name, usable)
         for stage in _BACKBONES:
             if stage in usable:
                 level = {} if stage == "pruned" else {"pruned": 0}
-                self._read_backbone(run, stage, own | level, parts[stage])
+                self._read_backbone(run, stage, own | level)
         if "baseline" in usable:
             record = run.stages["baseline"]
             weights = record.summary_as(NetworkSummary).weights
@@ -234,34 +234,14 @@ class _Reader:
         cells: dict[str | None, Cell] = {}
         for stage in _HEADED:
             if stage in usable and (stage == "slim" or not size):
-                cell = self._read_cell(run, stage, own, parts[stage], size)
+                cell = self._read_cell(run, stage, own, size)
                 cells[run.stages[stage].id] = cell
                 self.cells.append(cell)
         for stage in ("analysis", "onnx"):
             if stage in usable and (of_it := cells.get(run.stages[stage].parent)):
                 self._add({of_it.network}, *_found(run.stages[stage]))
 
-    def _read_parts(self, run: Run, name: str, stages: Collection[str]) -> dict[str, _Values]:
-        """Return the bytes of the parts of networks, by stage: trunk, and layers of the head.
-
-        Which layers of a backbone are its trunk is read off the networks with a head.
-        """
-        layers: dict[str, dict[str, int]] = {}
-        for stage in {*_BACKBONES, *_HEADED}.intersection(stages):
-            path = run.path(stage) / "model.safetensors"
-            layers[stage] = self._noting(path, name, partial(layer_bytes, path)) or {}
-        of_trunk = {layer for found in layers.values() for layer in found if layer[:6] == "trunk."}
-        parts: dict[str, _Values] = {stage: {} for stage in stages}
-        for stage, found in layers.items():
-            for layer, size in found.items():
-                part = layer.partition(".")[0]
-                if stage in _BACKBONES:
-                    part = "trunk" if f"trunk.{layer}" in of_trunk else "classifier"
-                if of_trunk:
-                    parts[stage][f"{part}_bytes"] = parts[stage].get(f"{part}_bytes", 0) + size
-        return parts
-
-    def _read_backbone(self, run: Run, stage: Any, own: Mapping[str, Any], parts: _Values) -> None:
+    def _read_backbone(self, run: Run, stage: Any, own: Mapping[str, Any]) -> None:
         record, folder = run.stages[stage], run.path(stage)
         if record.id in self.backbones:
             return
@@ -269,7 +249,7 @@ class _Reader:
         shared = {**own, **_about(summary)}
         epochs = self._read(folder / "metrics.jsonl", Epoch, own["run"])
         self.backbones[record.id] = BackboneResult(
-            **shared, stage=stage, values=_figures(summary) | parts, epochs=epochs
+            **shared, stage=stage, values=_figures(summary), epochs=epochs
         )
         self._read_search(record, folder, shared)
 
@@ -279,12 +259,10 @@ class _Reader:
             best = record.summary_as(NetworkSummary).best_candidate
             self.searches[record.id] = Search(**about, candidates=candidates, best=best)
 
-    def _read_cell(
-        self, run: Run, stage: str, own: Mapping[str, Any], parts: _Values, size: str
-    ) -> Cell:
+    def _read_cell(self, run: Run, stage: str, own: Mapping[str, Any], size: str) -> Cell:
         record, folder = run.stages[stage], run.path(stage)
         summary = record.summary_as(NetworkSummary)
-        values, head = _figures(summary) | parts, _HEADED[stage]
+        values, head = _figures(summary), _HEADED[stage]
         for described in self._read(folder / "architecture.json", Described, own["run"], True):
             data, config = described["data"], described.get("head") or {}
             values |= {"image_size": data["image_size"], "classes": len(data["class_names"])}
@@ -298,7 +276,8 @@ class _Reader:
             if "caps" in run.stages:
                 whole = run.stages["caps"].summary_as(HeadSummary)
                 frozen = whole.frozen
-                values |= {f"{key}_whole": found for key, found in _figures(whole).items()}
+                found = _figures(whole)
+                values |= {f"{key}_whole": found[key] for key in _OF_WHOLE if key in found}
             told = {key: about[key] for key in about if key not in ("criterion", "asked")}
             self._read_search(record, folder, told)
         return Cell(
@@ -401,16 +380,12 @@ class _Reader:
 
     def _read(self, path: Path, kind: Any, run: str, whole: bool = False) -> tuple[Any, ...]:
         """Read a file, or note that it is damaged; then there is nothing in it."""
-        return self._noting(path, run, lambda: read_rows(path, kind, whole=whole)) or ()
-
-    def _noting(self, path: Path, run: str, read: Callable[[], Item]) -> Item | None:
-        """Read a file, or note that it is damaged."""
         try:
-            return read()
+            return read_rows(path, kind, whole=whole)
         except DamagedFileError as error:
             self.files[str(path)] = error.reason
             self.miss(run, str(error))
-            return None
+            return ()
 
 
 def _found(record: StageRecord) -> tuple[_Values, dict[str, Any] | None]:
@@ -442,7 +417,13 @@ def _about(summary: NetworkSummary) -> dict[str, Any]:
 
 
 def _figures(summary: NetworkSummary) -> dict[str, float]:
-    return {key: found for key in _FIGURES if (found := getattr(summary, key)) is not None}
+    """Return the figures of a network, and what each of its parts takes."""
+    figures = {key: found for key in _FIGURES if (found := getattr(summary, key)) is not None}
+    for part, costs in summary.parts.items():
+        figures |= {f"{part}_{name}": getattr(costs, key) for key, name in _COSTS.items()}
+    if "trunk_parameters" in figures:
+        figures["head_parameters"] = figures["parameters"] - figures["trunk_parameters"]
+    return figures
 
 
 def _pruned_of(run: Run) -> int:

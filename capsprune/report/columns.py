@@ -91,6 +91,12 @@ IDENTITY = (
     Column("head", "Head", words=lambda row: row.head),
 )
 
+#: What a slim network was pruned to, and by which criterion.
+PRUNED_TO = (
+    Column("slim", "Pruned to", words=lambda row: row.slim),
+    Column("criterion", "Criterion", words=lambda row: row.criterion or NOT_AVAILABLE),
+)
+
 _MEMORY = Column("memory", "Memory while training", "MB", "peak_memory_mb")
 _ENERGY = Column("energy", "Energy of training", "J", "energy_joules", digits=None)
 
@@ -118,11 +124,28 @@ FURTHER = (
 )
 
 
+#: Of slim networks: what was left of the head, and what it came to.
+SLIM = (
+    PAPER[0],
+    Column("capsules_whole", "Primary caps before", value="primary_capsules_whole"),
+    Column("capsules", "Primary caps kept", value="primary_capsules"),
+    Column("rank", "Rank of PrimaryCaps", value="primary_rank"),
+    Column("iterations", "Routing iterations", value="iterations"),
+    Column("accuracy_whole", "Accuracy of the whole network", "%", "accuracy_whole", 100, 2),
+    Column("before", "Accuracy before fine-tuning", "%", "accuracy_before_finetuning", 100, 2),
+    PAPER[-1],
+    Column("trunk_parameters", "Parameters of the trunk", "M", "trunk_parameters", 1e-6, None),
+    Column("head_parameters", "Parameters of the head", "M", "head_parameters", 1e-6, None),
+    *(column for column in FURTHER if column.key != _ENERGY.key),
+)
+
+
 def table_columns(rows: Sequence[Row], *, further: bool = True) -> list[Column]:
     """Give the columns for some rows, their meters named in the headings.
 
     Those of the paper are all there, empty or not, but for the sizes of a capsule head where no row
     has one; of the others, those that a row has a figure for, and energy, whose absence is told.
+    A table of slim networks has columns of its own.
 
     Args:
         rows: the table's.
@@ -130,14 +153,21 @@ def table_columns(rows: Sequence[Row], *, further: bool = True) -> list[Column]:
     """
     alike = {(row.data, row.backbone) for row in rows}
     several = len({(row.data, row.backbone, row.source) for row in rows}) > len(alike)
-    capsules = any(row.head == "capsules" for row in rows)
+    kinds = {row.kind for row in rows}
     chosen = [column for column in IDENTITY if several or column.key != "source"]
-    chosen += [c for c in PAPER if capsules or c.key not in ("bottleneck", "capsules")]
-    chosen += [
+    if kinds == {"slim"}:
+        chosen += PRUNED_TO
+        chosen += [column for column in SLIM if further or column not in FURTHER]
+    else:
+        whole = kinds != {"linear"}
+        chosen += [c for c in PAPER if whole or c.key not in ("bottleneck", "capsules")]
+        chosen += FURTHER if further else ()
+    optional = {column.key for column in (*SLIM[1:], *FURTHER)} - {c.key for c in (*PAPER, _ENERGY)}
+    chosen = [
         column
-        for column in (FURTHER if further else ())
-        if column.words is not None
-        or column.key == _ENERGY.key
+        for column in chosen
+        if column.key not in optional
+        or column.words is not None
         or any(column.number(row) is not None for row in rows)
     ]
     cells = [cell for row in rows for cell in row.cells]

@@ -8,7 +8,7 @@ from typing import Any
 
 import altair as alt
 
-from capsprune.report import charts
+from capsprune.report import charts, slim_figures
 from capsprune.report.charts import DASHED, DOTTED, SOLID, Figure, Panel, Record
 from capsprune.report.columns import FURTHER, PAPER, written
 from capsprune.report.results import TRUNKS, Latency, Results, Row, Search, Spread, grouped
@@ -30,6 +30,7 @@ _BY_ITERATION = (
     ("coupling_entropy", 1, "entropy of the couplings", "1 is uniform"),
     ("agreement_true", 1, "agreement with the true class", "dot product"),
     ("agreement_other", 1, "agreement with the other classes", "dot product"),
+    ("accuracy_by_iteration", 100, "accuracy with so many iterations", "images that are right (%)"),
 )
 _BY_LEVEL = (
     ("bottleneck_entropy", 1, "entropy of the bottleneck", "bits a unit"),
@@ -97,7 +98,7 @@ def _configuration(results: Results, row: Row) -> list[Record]:
         return []
     series, source = _series(results, row), results.source_of(row)
     return [
-        _point(f"{series}, {row.backbone}", series, flops.mean / 1e9, accuracy.times(100))
+        charts.point(f"{series}, {row.backbone}", series, flops.mean / 1e9, accuracy.times(100))
         | {"backbone": row.backbone, "pruned": _level(row.pruned), "order": row.pruned}
         | {"hollow": row.head == "linear", "title": f"{row.backbone}, {row.pruned} % pruned"}
         | {"Network": f"{row.trunk}, {row.head}", **({"Source": source} if source else {})}
@@ -205,7 +206,7 @@ def _epochs(
     for number, rows in enumerate(itertools.zip_longest(*trainings), 1):
         values = [factor * row[key] for row in rows if row and row.get(key) is not None]
         if values:
-            record = _point(label, label, number, Spread.of(values))
+            record = charts.point(label, label, number, Spread.of(values))
             between = ""
             if len(values) > 1:
                 record |= {"low": min(values), "high": max(values)}
@@ -363,7 +364,8 @@ def capsule_figures(results: Results) -> Figure:
         "capsules",
         "What the capsules do",
         "By routing iteration: how evenly a primary capsule spreads itself over the output "
-        "capsules, and how well its votes agree with them (their dot product). By pruned level: "
+        "capsules, how well its votes agree with them (their dot product), and the accuracy if the "
+        "routing ended there. By pruned level: "
         "entropy of a unit of the bottleneck over the images of one class, how many units are "
         "above zero, and how many primary capsules never are active. Means over the seeds, with "
         "the standard deviation as bars.",
@@ -385,7 +387,7 @@ def _measured(
         spread = Spread.of(values).times(factor)
         line = row.trunk if by_level else f"{row.pruned} {row.trunk}"
         records.append(
-            _point(line, _level(row.pruned), row.pruned if by_level else number, spread)
+            charts.point(line, _level(row.pruned), row.pruned if by_level else number, spread)
             | {"trunk": row.trunk, "Seeds": spread.count, up.capitalize(): written(spread)}
             | {"title": name if by_level else f"{name}, iteration {number}"}
         )
@@ -395,21 +397,13 @@ def _measured(
 #: In the order of the report.
 FIGURES: tuple[Callable[[Results], Figure], ...] = (
     accuracy_against_flops,
+    *slim_figures.FIGURES,
     search_scatter,
     training_curves,
     latency_bars,
     robustness_curves,
     capsule_figures,
 )
-
-
-def _point(key: str, series: str, x: float, spread: Spread) -> Record:
-    """Return a point of a line and, where there are several seeds, the ends of its error bar."""
-    point: Record = {"key": key, "series": series, "x": x, "order": x, "y": spread.mean}
-    if spread.deviation:
-        point["low"] = spread.mean - spread.deviation
-        point["high"] = spread.mean + spread.deviation
-    return point
 
 
 def _summaries(row: Row) -> list[Mapping[str, Any]]:

@@ -12,22 +12,34 @@ from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from capsprune.report.claims import RULE, PaperClaim
-from capsprune.report.columns import FURTHER, IDENTITY, PAPER, Column, table_columns
-from capsprune.report.results import Cell, Results, grouped, spread_of
+from capsprune.report.columns import FURTHER, IDENTITY, PAPER, PRUNED_TO, Column, table_columns
+from capsprune.report.judging import RULE, PaperClaim
+from capsprune.report.results import Cell, Kind, Results, grouped, spread_of
 
 if TYPE_CHECKING:
     from capsprune.report.charts import Figure
 
 #: What a line of the CSV begins with, before a cell's `values` by name.
-_CELL = ("source", "run", "data", "backbone", "pruned", "trunk", "head", "seed")
-_ROW = ("data", "backbone", "pruned", "trunk", "head", "source")
+_CELL = (
+    "source",
+    "run",
+    "data",
+    "backbone",
+    "pruned",
+    "trunk",
+    "head",
+    "slim",
+    "criterion",
+    "seed",
+)
+_ROW = ("data", "backbone", "pruned", "trunk", "head", "slim", "source")
 _METERS = ("memory_meter", "energy_meter")
 _FORMULA = ("=", "+", "-", "@")
-#: Of the tables, by whether they are of linear heads.
-_TITLES = {
-    False: "Capsule networks, as in Table 1 of the paper",
-    True: "Linear baselines: the same trunks without capsules",
+#: Of the tables, by the kind of their networks.
+_TITLES: dict[Kind, str] = {
+    "capsules": "Capsule networks, as in Table 1 of the paper",
+    "slim": "Slim capsule networks: head and trunk pruned together",
+    "linear": "Linear baselines: the same trunks without capsules",
 }
 #: Of backbones.
 _OF_BACKBONES = (
@@ -99,20 +111,21 @@ def plain_rows(results: Results) -> list[dict[str, Any]]:
 
 
 def plain_tables(results: Results, further: bool = False) -> list[TextTable]:
-    """Give the tables as text: those of capsule networks, and those of linear baselines.
+    """Give the tables as text: of capsule networks, of slim ones, and of linear baselines.
 
     Args:
         results: what to report.
         further: have the columns too that Table 1 of the paper does not have.
     """
     found = []
-    for linear, title in _TITLES.items():
-        rows = [row for row in results.rows if (row.head == "linear") == linear]
+    for kind, title in _TITLES.items():
+        rows = results.rows_of(kind)
         # What a table's title says is left out.
-        columns = [c for c in table_columns(rows, further=further) if c.key != "head"]
+        heads = len({row.head for row in rows}) > 1
+        columns = [c for c in table_columns(rows, further=further) if heads or c.key != "head"]
         if rows:
             lines = [[column.text(row) for column in columns] for row in rows]
-            words = sum(column in IDENTITY for column in columns)
+            words = sum(column in (*IDENTITY, *PRUNED_TO) for column in columns)
             found.append((title, [column.heading for column in columns], lines, words))
     return found
 

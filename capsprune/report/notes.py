@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 
 from capsprune.report.results import Cell, Latency, Row, grouped
+from capsprune.report.slim_claims import NOTE
 
 
 def notes_on(
@@ -42,6 +43,8 @@ def notes_on(
             "convolutions of trunk and primary capsules for one image, times 3 where the trunk is "
             "finetuned and 2 where it is frozen."
         )
+    if any(row.kind == "slim" for row in rows):
+        notes.append(NOTE)
     meters = {cell.memory_meter for cell in cells if "peak_memory_mb" in cell.values}
     if "resident set" in meters:
         notes.append(

@@ -14,9 +14,9 @@ from markupsafe import Markup, escape
 
 from capsprune.files import write_text
 from capsprune.report.charts import COLOURS, Figure, library, theme
-from capsprune.report.claims import RULE, PaperClaim, Verdict
 from capsprune.report.columns import Column, table_columns
-from capsprune.report.results import Results, Row
+from capsprune.report.judging import RULE, PaperClaim, Verdict
+from capsprune.report.results import Kind, Results, Row
 
 #: What stands before a verdict, so that colour does not tell it alone.
 _SIGNS: dict[Verdict, str] = {
@@ -26,11 +26,13 @@ _SIGNS: dict[Verdict, str] = {
     "undecided": "≈",
     "cannot be told": "?",
 }
-#: Name, title, whether its heads are linear, and what it says.
-_TABLES = (
-    ("networks", "Networks with capsules", False,
+#: Name, title, kind of its networks, and what it says.
+_TABLES: tuple[tuple[str, str, Kind, str], ...] = (
+    ("networks", "Networks with capsules", "capsules",
      "Figures are means ± standard deviations over seeds. Press a heading to sort."),
-    ("baselines", "Linear baselines on the same pruned backbones", True,
+    ("slim-networks", "Slim capsule networks: head and trunk pruned together", "slim",
+     "Each was made from the network with capsules of the same backbone, trunk and seed."),
+    ("baselines", "Linear baselines on the same pruned backbones", "linear",
      "Trained like the networks with capsules, with a linear classifier instead."),
 )  # fmt: skip
 
@@ -46,9 +48,10 @@ class _Table:
 
     @property
     def columns(self) -> list[Column]:
-        """All but what its first column says (backbone and trunk) and its title (the head)."""
+        """All but what its first column says (backbone and trunk), and its title where it does."""
         alike = len({row.data for row in self.rows}) == 1
-        left_out = {"backbone", "trunk", "head"} | ({"data"} if alike else set())
+        left_out = {"backbone", "trunk"} | ({"data"} if alike else set())
+        left_out |= {"head"} if len({row.head for row in self.rows}) == 1 else set()
         return [column for column in table_columns(self.rows) if column.key not in left_out]
 
     def is_words(self, column: Column) -> bool:
@@ -74,7 +77,7 @@ def write_page(
     environment.loader = PackageLoader("capsprune.report", "assets")
     environment.filters["prose"] = _prose
     tally = Counter(claim.verdict for claim in claims)
-    tables = _tables(results.rows)
+    tables = _tables(results)
     charts = {figure.name: figure.spec for figure in figures}
     themes = {mode: theme(mode) for mode in ("light", "dark")}
     text = environment.get_template("page.html").render(
@@ -147,11 +150,11 @@ def _list(thing: str, names: Iterable[str]) -> str:
     return " and ".join(distinct) if len(distinct) < 3 else ", ".join(distinct)
 
 
-def _tables(rows: Sequence[Row]) -> list[_Table]:
-    """Return the tables of capsule networks and of linear baselines, if they have rows."""
+def _tables(results: Results) -> list[_Table]:
+    """Return the tables of capsule networks, slim ones and linear baselines, if they have rows."""
     found = []
-    for name, title, linear, caption in _TABLES:
-        chosen = [row for row in rows if (row.head == "linear") == linear]
+    for name, title, kind, caption in _TABLES:
+        chosen = results.rows_of(kind)
         data = {row.data for row in chosen}
         about = f"Data set: {data.pop()}. {caption}" if len(data) == 1 else caption
         found.append(_Table(name, title, about, chosen))

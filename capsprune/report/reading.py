@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import math
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter
-from safetensors import SafetensorError, safe_open
 from typing_extensions import NotRequired, TypedDict
 
 from capsprune.bounds import (
@@ -22,7 +19,6 @@ from capsprune.bounds import (
     Name,
     Number,
     Share,
-    cut,
     what_is_wrong,
 )
 from capsprune.files import parse_json, read_text
@@ -125,34 +121,3 @@ def read_rows(path: Path, kind: Any, *, whole: bool = False) -> tuple[Any, ...]:
         where = f"line {line}: " if line and not whole else ""
         raise DamagedFileError(path, f"{where}{what_is_wrong(error)}") from error
     return tuple(found)
-
-
-#: Bytes of a value of a tensor, by the last digits of the name of its type.
-_BITS = re.compile(r"\d+")
-
-
-def layer_bytes(path: Path) -> dict[str, int]:
-    """Return how many bytes each tensor of a checkpoint takes, by name; nothing if it has no file.
-
-    The tensors themselves are not read.
-
-    Args:
-        path: of the checkpoint's weights.
-
-    Raises:
-        DamagedFileError: if it is no safetensors file.
-    """
-    if not path.exists():
-        return {}
-    try:
-        with safe_open(path, framework="np") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-            return {name: _bytes(one) for name, one in slices.items()}
-    except (OSError, SafetensorError) as error:
-        raise DamagedFileError(path, cut(str(error))) from error
-
-
-def _bytes(tensor: Any) -> int:
-    """Return a tensor's bytes: its values times the bits in the name of its type."""
-    bits = _BITS.search(tensor.get_dtype())
-    return math.prod(tensor.get_shape()) * (int(bits[0]) if bits else 8) // 8

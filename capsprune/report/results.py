@@ -68,6 +68,11 @@ class Headed(Result):
         """Which table it is in."""
         return "linear" if self.head == "linear" else "slim" if self.slim else "capsules"
 
+    @property
+    def label(self) -> str:
+        """What it is, e.g. "mobilenet_v1, 50 % pruned, capsules"."""
+        return _label(self, self.head)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Cell(OfRun, Headed):
@@ -185,8 +190,12 @@ class Latency(Result):
     @property
     def label(self) -> str:
         """What was measured, e.g. "mobilenet_v1, 50 % pruned, capsules"."""
-        slim = f"{self.slim} " if self.slim else ""
-        return f"{self.backbone}, {self.pruned} % pruned, {slim}{self.head}"
+        return _label(self, self.head)
+
+
+def _label(result: Result, head: str) -> str:
+    size = f" ({result.slim})" if result.slim else ""
+    return f"{result.backbone}, {result.pruned} % pruned, {head}{size}"
 
 
 def grouped(items: Iterable[Item], by: Callable[[Item], Any]) -> dict[Any, list[Item]]:
@@ -216,8 +225,14 @@ def rows_of(cells: Iterable[Cell]) -> tuple[Row, ...]:
             **{name: getattr(group[0], name) for name in _IDENTITY},
             cells=tuple(sorted(group, key=lambda cell: cell.seed)),
         )
-        for _, group in sorted(groups.items())
+        for _, group in sorted(groups.items(), key=lambda item: (item[0][:-1], _size(item[1][0])))
     )
+
+
+def _size(cell: Cell) -> tuple[Any, ...]:
+    """Return by what slim networks are put in order: most capsules first, then most rank."""
+    rank, capsules = (cell.values.get(size, 0) for size in ("primary_rank", "primary_capsules"))
+    return (rank > 0, -capsules, -rank, cell.slim) if cell.slim else ()
 
 
 def told_apart(found: Iterable[Told]) -> tuple[Told, ...]:

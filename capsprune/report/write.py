@@ -7,8 +7,9 @@ from pathlib import Path
 
 from capsprune.files import make_folder, remove_partials, write_bytes, write_text
 from capsprune.report.charts import Figure, pictures
-from capsprune.report.claims import PaperClaim, claims
+from capsprune.report.claims import claims
 from capsprune.report.figures import make_figures
+from capsprune.report.judging import PaperClaim
 from capsprune.report.markdown import markdown, results_csv
 from capsprune.report.page import write_page
 from capsprune.report.results import Results

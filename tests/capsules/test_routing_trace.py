@@ -42,6 +42,15 @@ def test_the_traced_routing_is_that_of_the_network(
     assert all(0 <= value <= 1 + 1e-12 for value in trace.coupling_entropy)
 
 
+def test_the_accuracy_of_an_iteration_is_that_of_a_network_with_so_many():
+    u, weight, bias, labels = drawn(3, 40, 6, 4, 3, 5)
+    trace = RoutingTrace(weight, bias, 4, votes_bytes=2000)
+    trace.update(u, labels)
+    for iterations, accuracy in enumerate(trace.accuracy, 1):
+        lengths = dynamic_routing(u, weight, bias, iterations).norm(dim=2)
+        assert accuracy == pytest.approx(float((lengths.argmax(1) == labels).double().mean()))
+
+
 def test_figures_are_those_of_the_equations():
     """Of every image, class and capsule by itself, in plain loops."""
     u, weight, bias, labels = drawn(5, 6, 4, 3, 2, 3)

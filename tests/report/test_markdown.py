@@ -14,8 +14,8 @@ from markdown_it import MarkdownIt
 from page_results import make_results
 
 from capsprune.report.charts import pictures
-from capsprune.report.claims import PaperClaim
 from capsprune.report.figures import make_figures
+from capsprune.report.judging import PaperClaim
 from capsprune.report.markdown import escaped, markdown, results_csv
 from capsprune.report.results import BackboneResult, Results
 
