@@ -177,7 +177,7 @@ CapsuleTypes = Annotated[
         "[default: 32 spatial ones; as many pointwise ones as the trunk's channels make]"
     ),
 ]
-PrimaryRank = Annotated[
+FactoredRank = Annotated[
     ChannelCount | None,
     Field(description="Channels between the two convolutions of --primary factored. [default: 16]"),
 ]

@@ -41,6 +41,7 @@ from capsprune.option_types import (
     DataRoot,
     Ema,
     Epochs,
+    FactoredRank,
     Freeze,
     HeadName,
     LearningRate,
@@ -51,7 +52,6 @@ from capsprune.option_types import (
     PositiveEpochs,
     Precision,
     PrimaryName,
-    PrimaryRank,
     PrimarySize,
     Ratio,
     SamplerName,
@@ -245,7 +245,7 @@ class AttachCapsOptions(HeadOptions):
     )
     primary: PrimaryName = None
     types: CapsuleTypes = None
-    primary_rank: PrimaryRank = None
+    primary_rank: FactoredRank = None
 
 
 class AttachLinearOptions(HeadOptions):
@@ -345,7 +345,7 @@ class InspectOptions(Options):
     )
     primary: PrimaryName = None
     types: CapsuleTypes = None
-    primary_rank: PrimaryRank = None
+    primary_rank: FactoredRank = None
 
 
 class RunOptions(Options):

@@ -188,6 +188,8 @@ class ExportSummary(StageSummary):
     batches: Annotated[list[_Batch], Field(max_length=100)]
     max_abs_difference: Amount
     top1_agreement: Share
+    #: Ops of heads that it uses, inlined or not; of before it was said, those that capsules had.
+    operators: Annotated[list[Name], Field(max_length=100)] | None = None
     #: Where the images come from; of before it was said, they were test images.
     verified_on: Text = "test images"
 

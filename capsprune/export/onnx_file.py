@@ -46,6 +46,8 @@ class ExportReport:
     opset: int
     #: Whether standard ops were written in place of the ops of heads.
     inline: bool
+    #: Ops of heads that the network uses, whether as nodes of their own or inlined.
+    operators: tuple[str, ...]
     #: Shapes by name; a size that may vary is its name.
     inputs: dict[str, list[int | str]]
     outputs: dict[str, list[int | str]]
@@ -61,7 +63,12 @@ class ExportReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON can hold it."""
-        return {**asdict(self), "path": str(self.path), "batches": list(self.batches)}
+        return {
+            **asdict(self),
+            "path": str(self.path),
+            "batches": list(self.batches),
+            "operators": list(self.operators),
+        }
 
 
 def write_onnx(
@@ -119,7 +126,7 @@ def write_onnx(
             "the network further before it is exported."
         )
 
-    model = _built(exported, image_size, class_names, metadata, opset, inline)
+    model, operators = _built(exported, image_size, class_names, metadata, opset, inline)
     inputs, outputs = _shapes(model.graph.input), _shapes(model.graph.output)
     classes = outputs["class_probabilities"][-1]
     if classes != len(class_names):
@@ -137,6 +144,7 @@ def write_onnx(
         sha256=hashlib.sha256(content).hexdigest(),
         opset=opset,
         inline=inline,
+        operators=tuple(operators),
         inputs=inputs,
         outputs=outputs,
         nodes=nodes,
@@ -164,7 +172,7 @@ def file_content(
     """
     check_opset(opset)
     exported = _Exported(network).eval()
-    model = _built(exported, image_size, class_names, metadata, opset, inline)
+    model, _ = _built(exported, image_size, class_names, metadata, opset, inline)
     weights = {
         tensor.name.removeprefix("network."): len(tensor.raw_data)
         for tensor in model.graph.initializer
@@ -179,10 +187,15 @@ def _built(
     metadata: Mapping[str, str],
     opset: int,
     inline: bool,
-) -> onnx.ModelProto:
-    """Translate, add what the file needs beside the graph, and label it."""
+) -> tuple[onnx.ModelProto, list[str]]:
+    """Translate, add what the file needs beside the graph, and label it.
+
+    Returns:
+        The model, and the ops of heads that it uses.
+    """
     model = _translate(exported, image_size, opset)
     parts = name_by_part(model, exported.part_of)
+    operators = [node.op_type for node in model.graph.node if node.domain == DOMAIN]
     _add_functions(model, opset)
     if inline:
         model = _inlined(model)
@@ -196,7 +209,7 @@ def _built(
             "capsprune_version": __version__,
         },
     )
-    return model
+    return model, list(dict.fromkeys(operators))
 
 
 class _Exported(nn.Module):

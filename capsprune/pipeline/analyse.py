@@ -21,28 +21,33 @@ from capsprune.pipeline.fitting import load_classes
 from capsprune.pipeline.session import EVALUATION_BATCH, Session
 from capsprune.pipeline.stage import Stage
 from capsprune.records import StageRecord
+from capsprune.run import Run
+from capsprune.stages import STAGES
 from capsprune.summaries import HeadSummary
 
 
 def analyse(options: AnalyseOptions, session: Session) -> StageRecord:
     """Look into the run's capsule network, and distort the test images it sees.
 
-    Where the run has a linear baseline on the same trunk, trained in the same way, it is shown the
+    It is the one whose capsules were pruned, where there is one. Where the run has a linear
+    baseline on the trunk that capsules were attached to, trained in the same way, it is shown the
     same distorted images.
 
     Raises:
         CapspruneError: if there is no capsule network, or the stage is finished with other options.
     """
     run = session.run
-    capsules = run.require("caps", "analyse")
-    linear = _baseline(session, capsules)
+    shown_stage = run.source_of("analysis")
+    capsules = run.require(shown_stage, "analyse")
+    attached = _attached(run, capsules)
+    linear = _baseline(session, attached)
     stage = Stage.of(
         session, "analysis", options, capsules.id, linear=None if linear is None else linear.id
     )
     if record := stage.done():
         return record
 
-    source = run.path("caps")
+    source = run.path(shown_stage)
     checkpoint = load_checkpoint(source)
     network = checkpoint.network.to(session.fabric.device)
     trace = head_of(network).trace(network)
@@ -79,7 +84,8 @@ def analyse(options: AnalyseOptions, session: Session) -> StageRecord:
         "images": len(images),
         "model": checkpoint.architecture.model,
         "data": data.name,
-        "frozen": capsules.summary_as(HeadSummary).frozen,
+        "network": STAGES[shown_stage].network,
+        "frozen": None if attached is None else attached.summary_as(HeadSummary).frozen,
         **inside,
         "robustness": [
             {
@@ -113,8 +119,20 @@ def spread_images(images: ImageSet, count: int) -> ImageSet:
     return images.select(chosen.tolist())
 
 
-def _baseline(session: Session, capsules: StageRecord) -> StageRecord | None:
-    """Return the run's linear baseline, if capsules can be compared with it."""
+def _attached(run: Run, capsules: StageRecord) -> StageRecord | None:
+    """Return the record that says how capsules were trained, before any were pruned, if known."""
+    attached = run.stages.get("caps")
+    known = attached is not None and attached.id in (capsules.id, capsules.parent)
+    return attached if known else None
+
+
+def _baseline(session: Session, attached: StageRecord | None) -> StageRecord | None:
+    """Return the run's linear baseline, if capsules can be compared with it.
+
+    Args:
+        session: of the command.
+        attached: the record of the capsules as they were attached to a trunk.
+    """
     run = session.run
     if "linear" not in run.stages:
         return None
@@ -123,10 +141,10 @@ def _baseline(session: Session, capsules: StageRecord) -> StageRecord | None:
     except RunError as error:
         session.progress.say(f"The linear baseline is left out: {error}")
         return None
-    if linear.summary_as(HeadSummary).frozen != capsules.summary_as(HeadSummary).frozen:
-        reason = "of one of the two networks the trunk is frozen, of the other it is finetuned"
-    elif linear.parent != capsules.parent:
+    if attached is None or linear.parent != attached.parent:
         reason = "it was made from another backbone than the capsule network"
+    elif linear.summary_as(HeadSummary).frozen != attached.summary_as(HeadSummary).frozen:
+        reason = "of one of the two networks the trunk is frozen, of the other it is finetuned"
     else:
         return linear
     session.progress.say(f"The linear baseline is left out: {reason}")

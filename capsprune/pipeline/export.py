@@ -25,9 +25,10 @@ from capsprune.summaries import ExportSummary
 def export(options: ExportOptions, session: Session) -> ExportSummary:
     """Export a checkpoint.
 
-    Without a checkpoint in the options, the run's capsule network becomes the run's onnx/ (and is
-    copied to `output`, if given). A checkpoint that is named is exported to `output`, or to a file
-    of its own name beside it, and the run is left as it is.
+    Without a checkpoint in the options, the run's capsule network, the one whose capsules were
+    pruned where there is one, becomes the run's onnx/ (and is copied to `output`, if given). A
+    checkpoint that is named is exported to `output`, or to a file of its own name beside it, and
+    the run is left as it is.
 
     Returns:
         What was written and how it was verified; `path` is the file.
@@ -47,16 +48,17 @@ def export(options: ExportOptions, session: Session) -> ExportSummary:
         )
         return ExportSummary.of(report)
 
-    run.require("caps", "export")
-    described = read_architecture(run.path("caps"))
+    source = run.path(run.source_of("onnx"))
+    run.require(run.source_of("onnx"), "export")
+    described = read_architecture(source)
     if options.output is not None:
         _check_output(options.output, session.overwrite)
     stage = Stage.of(session, "onnx", options, described.id)
     final = run.path("onnx") / "model.onnx"
     record = stage.done()
     if record is None:
-        checkpoint = load_checkpoint(run.path("caps"))
-        images = find_images(session, run.path("caps"), described, options.data_root)
+        checkpoint = load_checkpoint(source)
+        images = find_images(session, source, described, options.data_root)
         result = stage.begin() / "result"
         result.mkdir()
         report = export_checkpoint(

@@ -19,25 +19,27 @@ from capsprune.pipeline.export import export_checkpoint, find_images
 from capsprune.pipeline.session import Session
 from capsprune.pipeline.stage import Stage
 from capsprune.progress import Progress
-from capsprune.records import StageRecord
+from capsprune.records import StageName, StageRecord
+from capsprune.run import Run
 from capsprune.runtime.profile import Measurement, Place, Timing, profile_variants
 from capsprune.runtime.sessions import resolve_provider
+from capsprune.stages import STAGES
 from capsprune.training.device import gpu_number
 
-#: Names of the variants, in the order of the table.
+#: Names of the first variants. Those of the run's capsule networks, which follow, are the table's.
 UNPRUNED_LINEAR = "unpruned, linear"
 UNPRUNED_CAPSULES = "unpruned, capsules"
-PRUNED_CAPSULES = "pruned, capsules"
 
 
 def profile(options: ProfileOptions, session: Session) -> StageRecord:
-    """Measure three networks side by side in ONNX Runtime.
+    """Measure networks side by side in ONNX Runtime.
 
     They are the unpruned backbone with its linear classifier, the unpruned backbone with an
-    untrained capsule head, and the run's pruned capsule network. Where the pruned backbone was
-    imported and the run has no baseline, the unpruned one is untrained, which costs the same. A
-    classifier of several layers, as VGG has, gives way to one untrained linear layer, so that the
-    costs of heads are compared and not those of that classifier.
+    untrained capsule head, the run's pruned capsule network and, where its capsules were pruned
+    too, what that left. Where the pruned backbone was imported and the run has no baseline, the
+    unpruned one is untrained, which costs the same. A classifier of several layers, as VGG has,
+    gives way to one untrained linear layer, so that the costs of heads are compared and not those
+    of that classifier.
 
     Raises:
         CapspruneError: if nothing was exported yet, or the provider is not there.
@@ -50,25 +52,26 @@ def profile(options: ProfileOptions, session: Session) -> StageRecord:
     if record := stage.done():
         return record
 
-    pruned_capsules = load_checkpoint(run.path("caps"))
-    unpruned = _unpruned(session, pruned_capsules)
+    capsules = {name: load_checkpoint(run.path(name)) for name in _capsule_stages(run)}
+    first, last = next(iter(capsules.values())), capsules[run.source_of("onnx")]
+    unpruned = _unpruned(session, first)
     variants = {
         UNPRUNED_LINEAR: with_one_linear_layer(unpruned, session.progress.say),
-        UNPRUNED_CAPSULES: _with_untrained_head(unpruned, pruned_capsules),
-        PRUNED_CAPSULES: pruned_capsules,
+        UNPRUNED_CAPSULES: _with_untrained_head(unpruned, first),
+        **{STAGES[name].network: checkpoint for name, checkpoint in capsules.items()},
     }
     data = unpruned.architecture.data
-    images = find_images(session, run.path("caps"), pruned_capsules.architecture)
+    images = find_images(session, run.path(run.source_of("onnx")), last.architecture)
     work = stage.begin()
-    files = {
-        UNPRUNED_LINEAR: work / "unpruned-linear.onnx",
-        UNPRUNED_CAPSULES: work / "unpruned-capsules.onnx",
-        PRUNED_CAPSULES: run.path("onnx") / "model.onnx",
-    }
-    session.progress.say("Exporting the unpruned networks to compare with")
-    for name in (UNPRUNED_LINEAR, UNPRUNED_CAPSULES):
+    session.progress.say("Exporting the networks to compare with")
+    files = {}
+    for place, (name, checkpoint) in enumerate(variants.items()):
+        if checkpoint is last:
+            files[name] = run.path("onnx") / "model.onnx"
+            continue
+        files[name] = work / f"{place}.onnx"
         files[name].unlink(missing_ok=True)
-        export_checkpoint(session, variants[name], images, files[name])
+        export_checkpoint(session, checkpoint, images, files[name])
     with session.progress.bar("Profiling") as bar:
         measurements = profile_variants(
             files,
@@ -79,7 +82,7 @@ def profile(options: ProfileOptions, session: Session) -> StageRecord:
             progress=lambda what, done, total: bar(done, total, what),
         )
     say_where(tried, measurements, session.progress)
-    if said := odd_counts(pruned_capsules.architecture.channels, unpruned.architecture.channels):
+    if said := odd_counts(last.architecture.channels, unpruned.architecture.channels):
         session.progress.say(said)
     summary = {
         "variants": {
@@ -95,6 +98,13 @@ def profile(options: ProfileOptions, session: Session) -> StageRecord:
     result = work / "profile.json"
     result.write_text(dump_json(summary, indent=1) + "\n", encoding="utf-8")
     return stage.commit(result, uuid.uuid4().hex, summary)
+
+
+def _capsule_stages(run: Run) -> list[StageName]:
+    """Return the stages whose capsule networks are measured; the last one's is what is exported."""
+    exported = run.source_of("onnx")
+    earlier = (name for name in STAGES["onnx"].follows if name in run.stages and name != exported)
+    return [*reversed([*earlier]), exported]
 
 
 def say_where(tried: str, measurements: Sequence[Measurement], progress: Progress) -> None:

@@ -66,9 +66,14 @@ def print_checkpoint(title: str, summary: NetworkSummary, path: str, seconds: fl
 
 def print_export(report: ExportSummary) -> None:
     """Print what was exported and how it was verified."""
-    routing = "standard operators" if report.inline else "capsprune::DynamicRouting"
     if "poses" not in report.outputs:
         routing = "none: a backbone without capsules"
+    elif report.operators == []:
+        routing = "one iteration: matrix products, standard operators"
+    elif report.inline:
+        routing = "standard operators"
+    else:
+        routing = ", ".join(f"capsprune::{name}" for name in report.operators or ["DynamicRouting"])
     show_pairs(
         "ONNX file",
         [
@@ -90,22 +95,37 @@ def print_export(report: ExportSummary) -> None:
 
 
 def print_profile(profile: ProfileSummary) -> None:
-    """Print the measurements of all variants side by side."""
+    """Print the measurements of all variants side by side.
+
+    Where capsules were pruned too, a last column says what that network takes of what the first
+    one does, the unpruned one with its linear classifier.
+    """
     measurements = profile.measurements
     variants = list(profile.variants)
     provider = measurements[0].provider.upper()
     table = new_table(f"Profile in ONNX Runtime on {provider}, medians")
     table.add_column("")
+    slim = next((variant for variant in variants if variant.startswith("slim,")), None)
+    compared = slim is not None and slim != variants[0]
     for variant in variants:
-        table.add_column(variant, justify="right")
+        table.add_column(variant.replace(", ", ",\n") if compared else variant, justify="right")
+    if compared:
+        table.add_column(f"slim of\n{variants[0]}", justify="right")
+
+    def add(title: str, values: Sequence[float], write: Callable[[float], str]) -> None:
+        ratio = [percent(values[variants.index(slim)] / values[0])] if slim and compared else []
+        table.add_row(title, *map(write, values), *ratio)
+
     costs = [profile.variants[variant] for variant in variants]
-    table.add_row("MACs", *(count(cost.forward_macs) for cost in costs))
-    table.add_row("parameters", *(count(cost.parameters) for cost in costs))
+    add("MACs", [cost.forward_macs for cost in costs], count)
+    add("parameters", [cost.parameters for cost in costs], count)
+    add("file", [cost.file_bytes for cost in costs], lambda size: f"{count(size)}B")
     for batch in sorted({row.batch for row in measurements}):
         by_variant = {row.variant: row for row in measurements if row.batch == batch}
         rows = [by_variant[variant] for variant in variants]
         table.add_section()
         table.add_row(f"batch {batch}")
+        add("  latency", [row.latency_ms for row in rows], lambda time: f"{time:.2f} ms")
         for title, write in _MEASURED.items():
             table.add_row(f"  {title}", *map(write, rows))
     show_table(table)
@@ -165,7 +185,6 @@ def _print_robustness(rows: Sequence[DistortedSummary]) -> None:
 
 #: The rows of a profile for each batch size.
 _MEASURED: dict[str, Callable[[MeasurementSummary], str]] = {
-    "latency": lambda row: f"{row.latency_ms:.2f} ms",
     "quartiles": lambda row: f"{row.latency_ms_p25:.2f}-{row.latency_ms_p75:.2f} ms",
     "images/s": lambda row: number(row.images_per_second, 0),
     "peak memory": lambda row: with_unit(row.peak_memory_mb, "MB", 0),

@@ -91,6 +91,7 @@ def test_report_describes_the_file(exported):
     assert report.top1_agreement == 1.0
     assert (report.opset, report.batches, report.images) == (18, (1, 2, 17), 60)
     assert report.nodes == len(onnx.load(path).graph.node)
+    assert report.operators == ("DynamicRouting",)
     assert report.seconds > 0
     assert json.loads(json.dumps(report.to_dict())) == report.to_dict()
     assert [p.name for p in path.parent.iterdir()] == ["model.onnx"]

@@ -97,6 +97,38 @@ def test_a_profile_fits_a_terminal_and_has_no_made_up_zero(capsys):
     assert ["MACs", "46.4 M", "46.4 M", "46.4 M"] in rows
 
 
+def test_a_slim_network_is_compared_with_the_unpruned_one(capsys):
+    sizes = {
+        "unpruned, linear": 1000,
+        "unpruned, capsules": 3000,
+        "pruned, capsules": 2000,
+        "slim, capsules": 250,
+    }
+    stages.print_profile(
+        ProfileSummary.of(
+            {
+                "variants": {
+                    name: {"forward_macs": size, "parameters": 2 * size, "file_bytes": 4 * size}
+                    for name, size in sizes.items()
+                },
+                "measurements": [
+                    measurement(name, batch, latency_ms=size * batch / 1000)
+                    for name, size in sizes.items()
+                    for batch in (1, 32)
+                ],
+            }
+        )
+    )
+    out = capsys.readouterr().out
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in out.splitlines()]
+    assert ["MACs", "1 k", "3 k", "2 k", "250", "25.00 %"] in rows
+    assert ["parameters", "2 k", "6 k", "4 k", "500", "25.00 %"] in rows
+    assert ["file", "4 kB", "12 kB", "8 kB", "1 kB", "25.00 %"] in rows
+    assert ["latency", "1.00 ms", "3.00 ms", "2.00 ms", "0.25 ms", "25.00 %"] in rows
+    assert ["latency", "32.00 ms", "96.00 ms", "64.00 ms", "8.00 ms", "25.00 %"] in rows
+    assert "slim of" in out
+
+
 def network(trunk, head=0):
     part = {"parameters": trunk, "macs": 2 * trunk, "weight_bytes": 4 * trunk}
     parts = {"trunk": part}
@@ -178,14 +210,19 @@ def test_no_runs_is_said(capsys):
 
 
 @pytest.mark.parametrize(
-    ("outputs", "inline", "routing"),
+    ("outputs", "inline", "operators", "routing"),
     [
-        (("class_probabilities", "poses"), False, "capsprune::DynamicRouting"),
-        (("class_probabilities", "poses"), True, "standard operators"),
-        (("class_probabilities",), False, "none"),
+        (("class_probabilities", "poses"), False, ["DynamicRouting"], "capsprune::DynamicRouting"),
+        (("class_probabilities", "poses"), True, ["DynamicRouting"], "standard operators"),
+        (("class_probabilities", "poses"), False, [], "one iteration: matrix products"),
+        (("class_probabilities", "poses"), True, [], "one iteration: matrix products"),
+        (("class_probabilities",), False, [], "none"),
+        # Of before the operators were written down.
+        (("class_probabilities", "poses"), False, None, "capsprune::DynamicRouting"),
+        (("class_probabilities",), False, None, "none"),
     ],
 )
-def test_an_export_says_how_it_routes(capsys, outputs, inline, routing):
+def test_an_export_says_how_it_routes(capsys, outputs, inline, operators, routing):
     stages.print_export(
         ExportSummary.of(
             {
@@ -193,6 +230,7 @@ def test_an_export_says_how_it_routes(capsys, outputs, inline, routing):
                 "bytes": 1_000_000,
                 "opset": 18,
                 "inline": inline,
+                **({} if operators is None else {"operators": operators}),
                 "inputs": {"image": ["batch", 3, 32, 32]},
                 "outputs": {name: ["batch", 10] for name in outputs},
                 "batches": [1, 2, 17],
