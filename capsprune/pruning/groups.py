@@ -255,6 +255,8 @@ def _trace(
             graph = torch_pruning.DependencyGraph().build_dependency(
                 model,
                 example_inputs=blank_images(model, image_size),
+                # Else it tries them one by one, and convolutions alone take an image without batch.
+                forward_fn=lambda network, images: network(images),
                 unwrapped_parameters=scales,
                 customized_pruners=pruners(layers.values()),
                 verbose=False,

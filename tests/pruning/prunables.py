@@ -119,7 +119,10 @@ def capsule_network(trunk: nn.Module, size: int, **head: Any) -> CapsuleNetwork:
     """Put capsules on a trunk whose channels can be told apart."""
     features = trunk_output(trunk, size)
     network = CapsuleNetwork(
-        trunk, channels=features.channels, feature_size=features.size, classes=3, **head
+        trunk,
+        channels=features.channels,
+        feature_size=features.size,
+        **{"classes": 3, **head},
     )
     distinctive(network)
     return network

@@ -203,6 +203,33 @@ def test_a_type_goes_with_its_last_position():
     check(slim, 11, 0, most=0.7)
 
 
+def test_sabours_capsnet_is_pruned_to_58_of_its_1152_capsules():
+    torch.manual_seed(0)
+    network = capsule_network(
+        trunk_of("capsnet", build_backbone("capsnet", 10)), 28, primary="spatial", classes=10
+    )
+    assert count_parameters(network) == 6_804_384
+    dependencies = find_capsule_groups(network, 28)
+    assert dependencies.groups == (
+        ChannelGroup("trunk.conv1", 256),
+        ChannelGroup("primary_caps", 1152, 8, "capsules"),
+        ChannelGroup("output_caps.iterations", 3, 0, "iterations"),
+    )
+    order = random_order(dependencies, 0)
+    # The first types are kept whole: 36 positions of one, 22 of another.
+    order[1] = torch.arange(1152)
+    cost = CostModel.build(network, dependencies, 28, order)
+    kept = np.array([100, 58, 1])
+    slim = prune_channels(network, dependencies, order, kept)
+    assert (slim.primary_caps.types, slim.primary_caps.capsules) == (2, 58)
+    filters = 100 * 81 + 100 + 2 * 8 * (100 * 81 + 1)
+    assert count_parameters(slim) == cost.parameters(kept) == filters + 10 * 58 * 8 * 16 + 10 * 16
+    macs = 20 * 20 * 100 * 81 + 6 * 6 * 16 * 100 * 81 + 10 * 58 * 8 * 16
+    assert cost.macs(kept) == sum(count_macs(slim, 28).values()) == macs
+    with torch.no_grad():
+        assert slim(torch.randn(2, 1, 28, 28)).poses.shape == (2, 10, 16)
+
+
 def test_costs_of_derived_groups_need_rankings():
     network = capsule_network(JoinedTrunk(4, 4), 11, primary="spatial", types=3)
     with pytest.raises(ValueError, match="rankings"):
