@@ -69,5 +69,9 @@ class CapsuleNetwork(HeadedNetwork):
 
     def forward(self, images: Tensor) -> CapsuleOutput:
         """Map images [batch, C, H, W] to probabilities [batch, J] and poses [batch, J, D2]."""
-        poses = self.output_caps(self.primary_caps(self.trunk(images)))
+        return self.route(self.primary_caps(self.trunk(images)))
+
+    def route(self, u: Tensor) -> CapsuleOutput:
+        """Map primary capsules [batch, I, D1] to what `forward` maps images to."""
+        poses = self.output_caps(u)
         return CapsuleOutput(torch.linalg.vector_norm(poses, dim=-1), poses)

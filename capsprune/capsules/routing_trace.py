@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,6 +16,67 @@ from capsprune.capsules.routing import SQUASH_EPSILON, squash
 
 #: Most bytes that the votes of the images in one chunk take, unless those of one image take more.
 VOTES_BYTES = 64 * 2**20
+
+
+class RoutingStep(NamedTuple):
+    """One iteration of equations (2) to (4)."""
+
+    #: b_ij, from which the couplings follow, [batch, J, I].
+    logits: Tensor
+    #: c_ij: how much of capsule i goes to class j, [batch, J, I].
+    couplings: Tensor
+    #: s_j without the bias, [batch, J, D2].
+    sums: Tensor
+    #: v_j, [batch, J, D2].
+    poses: Tensor
+    #: `v_j . u_hat_{j|i}`, [batch, J, I].
+    agreements: Tensor
+
+
+def votes_of(u: Tensor, weight: Tensor) -> Tensor:
+    """Return the votes u_hat_{j|i} of equation (1), [batch, J, I, D2], one after another in memory.
+
+    Args:
+        u: poses of the primary capsules, [batch, I, D1].
+        weight: transformation matrices, [J, I, D1, D2].
+    """
+    return torch.einsum("bid,jide->bjie", u, weight).contiguous()
+
+
+def images_at_once(weight: Tensor, votes_bytes: int = VOTES_BYTES) -> int:
+    """Return how many images have votes that fit in so many bytes, at least 1.
+
+    Args:
+        weight: transformation matrices, [J, I, D1, D2].
+        votes_bytes: see `VOTES_BYTES`.
+    """
+    classes, capsules, _, d2 = weight.shape
+    # Half of it, for the product comes in another order and is copied once.
+    return max(1, votes_bytes // 2 // (classes * capsules * d2 * weight.element_size()))
+
+
+def route_votes(
+    votes: Tensor, bias: Tensor | None, iterations: int, epsilon: float = SQUASH_EPSILON
+) -> Iterator[RoutingStep]:
+    """Route by agreement.
+
+    Args:
+        votes: [batch, J, I, D2].
+        bias: added to `s_j` before squashing, [J, D2].
+        iterations: routing iterations.
+        epsilon: see `squash`.
+
+    Yields:
+        What each iteration comes to.
+    """
+    logits = votes.new_zeros(votes.shape[:3])  # [batch, J, I]
+    for _ in range(iterations):
+        couplings = torch.softmax(logits, dim=1)
+        s = torch.matmul(couplings.unsqueeze(2), votes).squeeze(2)  # (2)
+        v = squash(s if bias is None else s + bias, epsilon)  # (3)
+        agreements = torch.matmul(votes, v.unsqueeze(3)).squeeze(3)
+        yield RoutingStep(logits, couplings, s, v, agreements)
+        logits = logits + agreements  # (4)
 
 
 class RoutingTrace:
@@ -48,10 +111,7 @@ class RoutingTrace:
         self._bias = bias
         self._epsilon = epsilon
         self._iterations = iterations
-        classes, capsules, _, d2 = weight.shape
-        # Half of it, for the product comes in another order and is copied once.
-        one_image = classes * capsules * d2 * weight.element_size()
-        self._chunk = max(1, votes_bytes // 2 // one_image)
+        self._chunk = images_at_once(weight, votes_bytes)
         self._sums = torch.zeros(4, iterations, dtype=torch.float64, device=weight.device)
         self._images = 0
 
@@ -70,18 +130,13 @@ class RoutingTrace:
         return torch.cat([self._route(*chunk) for chunk in chunks])
 
     def _route(self, u: Tensor, labels: Tensor) -> Tensor:
-        votes = torch.einsum("bid,jide->bjie", u, self._weight).contiguous()  # (1)
-        logits = votes.new_zeros(votes.shape[:3])  # [batch, J, I]
-        for iteration in range(self._iterations):
-            couplings = torch.softmax(logits, dim=1)
-            s = torch.matmul(couplings.unsqueeze(2), votes).squeeze(2)  # (2)
-            v = squash(s if self._bias is None else s + self._bias, self._epsilon)  # (3)
-            agreements = torch.matmul(votes, v.unsqueeze(3)).squeeze(3)
-            right = v.norm(dim=2).argmax(dim=1) == labels
-            self._note(iteration, couplings, agreements, labels, right)
-            logits = logits + agreements  # (4)
+        votes = votes_of(u, self._weight)
+        steps = route_votes(votes, self._bias, self._iterations, self._epsilon)
+        for iteration, step in enumerate(steps):
+            right = step.poses.norm(dim=2).argmax(dim=1) == labels
+            self._note(iteration, step.couplings, step.agreements, labels, right)
         self._images += len(u)
-        return v
+        return step.poses
 
     def _note(
         self, iteration: int, couplings: Tensor, agreements: Tensor, labels: Tensor, right: Tensor

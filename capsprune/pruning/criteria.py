@@ -1,4 +1,4 @@
-"""Which channels of a group go first: criteria that score channels.
+"""What goes first: criteria that score the channels of each group, and the ranking of all groups.
 
 A criterion is a callable that takes a `Scoring` and returns one score for each channel of each
 group; the lowest go first. A new one is one more function and a line in
@@ -15,13 +15,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from capsprune.capsules.network import CapsuleNetwork
 from capsprune.errors import StrategyError
-from capsprune.pruning.groups import Dependencies
+from capsprune.pruning.groups import AxisOwners, Dependencies
 from capsprune.pruning.layers import PrunableLayer, prunable_layers
-from capsprune.pruning.names import CRITERIA
+from capsprune.pruning.names import CAPSULE_CRITERIA, CRITERIA, DEFAULT_CAPSULE_CRITERION
 from capsprune.training.objective import CROSS_ENTROPY, Objective
 
 #: Images with labels, normalised: [batch, C, H, W] and [batch].
@@ -45,6 +47,17 @@ class Scoring:
     def layers(self) -> dict[str, PrunableLayer]:
         """The network's prunable layers, by name."""
         return prunable_layers(self.model)
+
+    @property
+    def capsule_network(self) -> CapsuleNetwork:
+        """The network, where it is one of primary capsules."""
+        assert isinstance(self.model, CapsuleNetwork)
+        return self.model
+
+    @functools.cached_property
+    def primary_capsules(self) -> Batches:
+        """Poses of the primary capsules on the batches, [batch, I, D1] each, and the labels."""
+        return poses_on(self.capsule_network, self.batches)
 
     def root_weight(self, index: int) -> Tensor:
         """Return the filters of a group's root layer, [positions, ...]."""
@@ -72,7 +85,10 @@ class Scoring:
 #: One score for each channel of each group, [C] each.
 Criterion = Callable[[Scoring], list[Tensor]]
 
-CriterionT = TypeVar("CriterionT", bound=Criterion)
+#: One score for each primary capsule, [I].
+CapsuleCriterion = Callable[[Scoring], Tensor]
+
+CriterionT = TypeVar("CriterionT", bound=Criterion | CapsuleCriterion)
 
 
 def needs_images(criterion: CriterionT) -> CriterionT:
@@ -81,11 +97,31 @@ def needs_images(criterion: CriterionT) -> CriterionT:
     return criterion
 
 
-def takes_images(criterion: str | Criterion) -> bool:
-    """Return whether a criterion looks at training images, so that it must be given some."""
+def takes_images(criterion: str | Criterion | CapsuleCriterion) -> bool:
+    """Return whether a criterion looks at training images, so that it must be given some.
+
+    Args:
+        criterion: the name of one in `CRITERIA`, or a callable of either kind.
+    """
     if isinstance(criterion, str):
         criterion = CRITERIA[criterion]
     return getattr(criterion, "needs_images", False)
+
+
+@torch.no_grad()
+def poses_on(network: CapsuleNetwork, batches: Batches) -> Batches:
+    """Return the poses of the primary capsules on each batch, [batch, I, D1], and its labels.
+
+    Args:
+        network: is in evaluation mode meanwhile.
+        batches: images and labels.
+    """
+    was_training = network.training
+    network.eval()
+    try:
+        return [(network.primary_caps(network.trunk(images)), labels) for images, labels in batches]
+    finally:
+        network.train(was_training)
 
 
 def l1(scoring: Scoring) -> list[Tensor]:
@@ -178,20 +214,23 @@ def rank_channels(
     batches: Batches = (),
     seed: int = 0,
     objective: Objective = CROSS_ENTROPY,
+    capsule_criterion: str | CapsuleCriterion = DEFAULT_CAPSULE_CRITERION,
 ) -> list[Tensor]:
-    """Rank the channels of each group.
+    """Rank the units of each group: channels, capsules, and what has an order of its own.
 
     Args:
         model: the unpruned network, which is left as it is.
         dependencies: its groups.
-        criterion: the name of one in `CRITERIA`, or a callable.
+        criterion: of channels: the name of one in `CRITERIA`, or a callable.
         batches: training images and labels, on the model's device, for criteria that look at them.
         seed: of `random`.
         objective: what the network is trained for.
+        capsule_criterion: of primary capsules: the name of one in `CAPSULE_CRITERIA`, or a
+            callable.
 
     Returns:
-        For each group its channels, [C], those to keep longest first. Equal scores keep the
-        network's order.
+        For each group its units, [C], those to keep longest first. Equal scores keep the network's
+        order, as directions of a factored PrimaryCaps and routing iterations do.
 
     Raises:
         StrategyError: if there is no such criterion, or it cannot be had of this network.
@@ -199,15 +238,55 @@ def rank_channels(
     """
     if isinstance(criterion, str):
         criterion = CRITERIA[criterion]
-    if takes_images(criterion) and not batches:
-        raise ValueError("This criterion looks at images; give batches.")
-    scores = criterion(Scoring(model, dependencies, batches, seed, objective))
+    if isinstance(capsule_criterion, str):
+        capsule_criterion = CAPSULE_CRITERIA[capsule_criterion]
+    kinds = [group.kind for group in dependencies.groups]
+    scores = [-torch.arange(group.channels).double() for group in dependencies.groups]
+    if places := [index for index, kind in enumerate(kinds) if kind == "channels"]:
+        _check_images(criterion, batches)
+        part = _of_groups(dependencies, places)
+        found = criterion(Scoring(model, part, batches, seed, objective))
+        for index, score in zip(places, found, strict=True):
+            scores[index] = score
+    if places := [index for index, kind in enumerate(kinds) if kind == "capsules"]:
+        _check_images(capsule_criterion, batches)
+        scoring = Scoring(model, dependencies, batches, seed, objective)
+        capsules = capsule_criterion(scoring)
+        for index in places:
+            scores[index] = scoring.by_channel(index, "primary_caps", capsules)
     return [torch.sort(score, descending=True, stable=True).indices for score in scores]
 
 
+def _check_images(criterion: Criterion | CapsuleCriterion, batches: Batches) -> None:
+    if takes_images(criterion) and not batches:
+        raise ValueError("This criterion looks at images; give batches.")
+
+
+def _of_groups(dependencies: Dependencies, places: list[int]) -> Dependencies:
+    """Return some of the groups alone, as if no group owned what the others own.
+
+    Args:
+        dependencies: of the network.
+        places: indices of the groups, ascending.
+    """
+    if len(places) == len(dependencies.groups):
+        return dependencies
+    owners = {}
+    for key, axis in dependencies.owners.items():
+        group = np.full_like(axis.group, -1)
+        for new, index in enumerate(places):
+            group[axis.group == index] = new
+        owners[key] = AxisOwners(group, np.where(group < 0, -1, axis.channel))
+    groups = tuple(dependencies.groups[index] for index in places)
+    return Dependencies(groups, owners, dependencies.unprunable)
+
+
 def l1_ranking(model: nn.Module, dependencies: Dependencies) -> list[Tensor]:
-    """Rank the channels of each group by its root layer's L1 norms, as EagleEye does."""
-    return rank_channels(model, dependencies, l1)
+    """Rank the channels of each group by its root layer's L1 norms, as EagleEye does.
+
+    Primary capsules are ranked by the norms of their transformation matrices.
+    """
+    return rank_channels(model, dependencies, l1, capsule_criterion="weight-norm")
 
 
 def _of_filters(scoring: Scoring, measure: Callable[[Tensor], Tensor]) -> list[Tensor]:

@@ -9,7 +9,7 @@ from capsprune.errors import StrategyError
 from capsprune.tables import Table
 
 if TYPE_CHECKING:
-    from capsprune.pruning.criteria import Criterion
+    from capsprune.pruning.criteria import CapsuleCriterion, Criterion
     from capsprune.pruning.samplers import Sampler
     from capsprune.pruning.space import SearchSpace
 
@@ -25,6 +25,28 @@ CRITERIA: Table[Criterion] = Table(
     },
     error=StrategyError,
 )
+
+#: What ranks the primary capsules, by the name that `--capsule-criterion` takes.
+CAPSULE_CRITERIA: Table[CapsuleCriterion] = Table(
+    "capsule criterion",
+    {
+        name: (f"capsprune.pruning.capsule_criteria:{name.replace('-', '_')}", summary)
+        for name, summary in (
+            ("coupling", "greatest coupling coefficient"),
+            ("contribution", "share in the true class's capsule"),
+            ("contribution-variance", "how that share varies from image to image"),
+            ("length-std", "how the capsule's length varies from image to image"),
+            ("taylor", "first-order change of the loss"),
+            ("fisher", "second-order change of the loss"),
+            ("weight-norm", "norm of the transformation matrices"),
+            ("least-squares", "greedy selection of those that reproduce the class capsules"),
+            ("random", "no criterion, to compare with"),
+        )
+    },
+    error=StrategyError,
+)
+#: The one that measures best: see `tools/bench_capsules.py`.
+DEFAULT_CAPSULE_CRITERION = "least-squares"
 
 #: Makes a sampler for a space and a seed: a class will do.
 SamplerMaker = Callable[["SearchSpace", int], "Sampler"]
