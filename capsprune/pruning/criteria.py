@@ -93,7 +93,7 @@ CriterionT = TypeVar("CriterionT", bound=Criterion | CapsuleCriterion)
 
 def needs_images(criterion: CriterionT) -> CriterionT:
     """Mark a criterion that looks at training images."""
-    criterion.needs_images = True  # type: ignore[attr-defined]
+    criterion.needs_images = True  # type: ignore[union-attr]
     return criterion
 
 

@@ -88,7 +88,7 @@ class Rows:
 
 
 def order_of_selection(rows: Rows, width: int, ridge: float) -> Tensor:
-    """Choose blocks of columns one after another, each the one that leaves the least of the targets.
+    """Choose blocks of columns one by one, each the one that leaves the least of the targets.
 
     It is orthogonal matching pursuit by blocks: what a block would add is counted with the
     coefficients of all blocks chosen before solved anew. Let U be the columns chosen so far, and

@@ -13,7 +13,7 @@ from torch import nn
 
 from capsprune.backbones.registry import backbone_arguments, build_backbone
 from capsprune.backbones.trunk import trunk_of
-from capsprune.capsules import CapsuleNetwork, margin_loss
+from capsprune.capsules import CapsuleNetwork
 from capsprune.capsules.cost import routing_macs
 from capsprune.capsules.primary import DepthwisePrimaryCaps, PrimaryCaps
 from capsprune.capsules.primary.names import PRIMARIES
@@ -22,18 +22,11 @@ from capsprune.pruning.capsule_groups import find_capsule_groups
 from capsprune.pruning.capsule_layers import DepthwisePrimaryCapsules
 from capsprune.pruning.channels import layer_channels, prune_channels, resize_layers
 from capsprune.pruning.cost import CostModel, count_macs, count_parameters
-from capsprune.pruning.criteria import rank_channels
 from capsprune.pruning.groups import ChannelGroup
 from capsprune.pruning.layers import adapts
 from capsprune.pruning.masking import masked
-from capsprune.pruning.names import CRITERIA
 from capsprune.pruning.rebuild import rebuild
-from capsprune.training.objective import Objective
 
-MARGIN = Objective(
-    loss=lambda outputs, labels: margin_loss(outputs.class_probabilities, labels),
-    scores=lambda outputs: outputs.class_probabilities,
-)
 KINDS = ("dense", "factored", "depthwise", "pointwise", "spatial")
 
 
@@ -332,22 +325,6 @@ def test_tracing_leaves_the_network_as_it_was(network):
     assert modes == [module.training for module in copied.modules()]
     assert names == [name for name, _ in copied.named_modules()]
     assert isinstance(copied, CapsuleNetwork)
-
-
-@pytest.mark.parametrize("criterion", ["l1", "l2", "taylor"])
-def test_capsules_are_ranked_by_the_criteria_of_channels(network, criterion):
-    network = copy.deepcopy(network)
-    network.output_caps.iterations = 1  # whose order is their own
-    dependencies = find_capsule_groups(network, 32)
-    batches = [(torch.randn(3, 3, 32, 32), torch.arange(3))]
-    ranking = rank_channels(network, dependencies, criterion, batches, objective=MARGIN)
-    mine = ranking[dependencies.names.index("primary_caps.conv")]
-    assert sorted(mine.tolist()) == list(range(network.primary_caps.capsules))
-    if criterion == "l1":
-        sums = network.primary_caps.conv.weight.detach().double().abs().sum((1, 2, 3))
-        expected = sums.unflatten(0, (-1, 8)).sum(1).argsort(descending=True)
-        assert mine.tolist() == expected.tolist()
-    assert criterion in CRITERIA
 
 
 def test_a_slim_network_is_rebuilt_from_its_tensors(network):
