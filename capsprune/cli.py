@@ -127,8 +127,9 @@ def _plain_type(annotation: Any) -> Any:
     if origin is Annotated:
         return _plain_type(get_args(annotation)[0])
     if origin in (Union, UnionType):
-        (inner,) = (part for part in get_args(annotation) if part is not NoneType)
-        return _plain_type(inner) | None
+        inner = [_plain_type(part) for part in get_args(annotation) if part is not NoneType]
+        plain = inner[0] if len(inner) == 1 else str  # the model itself tells them apart
+        return plain | None if NoneType in get_args(annotation) else plain
     if origin is tuple:
         return str
     if origin is Literal or annotation in (bool, int, float, str, Path):

@@ -25,7 +25,7 @@ from capsprune.bounds import (
 from capsprune.capsules.heads import HEADS, LINEAR, check_attachable
 from capsprune.capsules.primary.names import DENSE, PRIMARIES
 from capsprune.data.names import DATA_SETS, known_data_set
-from capsprune.pruning.names import CRITERIA, SAMPLERS
+from capsprune.pruning.names import CAPSULE_CRITERIA, CRITERIA, SAMPLERS
 from capsprune.tables import Table
 
 
@@ -72,6 +72,13 @@ def _entry_of(table: Table[Any]) -> Callable[[Any], Any]:
     return lambda value: table.name_of(value) if callable(value) else value
 
 
+def _bytes(value: int | str) -> int:
+    """Read "4MB" as 4,000,000."""
+    from capsprune.pruning.file_size import parse_bytes  # which takes torch to import
+
+    return value if isinstance(value, int) else parse_bytes(value)
+
+
 def _none_for(default: float | str) -> Callable[[Any], Any]:
     """Write an option at its default as one that is left open, so that both compare equal."""
     return lambda value: None if value == default else value
@@ -87,6 +94,9 @@ DataName = Annotated[Text, AfterValidator(_data_name)]
 SamplerName = Annotated[Name, BeforeValidator(_entry_of(SAMPLERS)), AfterValidator(SAMPLERS.check)]
 CriterionName = Annotated[
     Name, BeforeValidator(_entry_of(CRITERIA)), AfterValidator(CRITERIA.check)
+]
+CapsuleCriterionName = Annotated[
+    Name, BeforeValidator(_entry_of(CAPSULE_CRITERIA)), AfterValidator(CAPSULE_CRITERIA.check)
 ]
 Epochs = Annotated[int, Field(ge=0, le=MAX_EPOCHS)]
 PositiveEpochs = Annotated[int, Field(ge=1, le=MAX_EPOCHS)]
@@ -161,6 +171,9 @@ Ema = Annotated[
 DEFAULT_D1 = 8
 #: Processors compute so many channels at a time, or a multiple.
 DEFAULT_ROUND_TO = 8
+SearchedRank = Annotated[int, Field(ge=1, le=MAX_COUNT)] | Literal["auto"]
+#: Bytes, or as users write them.
+FileBytes = Annotated[int | Text, AfterValidator(_bytes), Field(gt=0)]
 PrimarySize = Annotated[CapsuleSize, Field(description="Values in a primary capsule.")]
 HeadName = Annotated[Name, AfterValidator(check_attachable)]
 AnyHeadName = Annotated[Name, AfterValidator(HEADS.check)]
@@ -189,6 +202,7 @@ POSITIONAL: dict[str, Any] = {"positional": True}
 #: What stands in descriptions for the names of a table, which other packages may add to.
 _CHOICES: dict[str, Callable[[], str]] = {
     "{all_heads}": HEADS.help,
+    "{capsule_criteria}": CAPSULE_CRITERIA.help,
     "{criteria}": CRITERIA.help,
     "{data_sets}": DATA_SETS.help,
     "{heads}": lambda: HEADS.help(but=LINEAR),

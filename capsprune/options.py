@@ -35,6 +35,7 @@ from capsprune.option_types import (
     Background,
     BatchSize,
     CandidateCount,
+    CapsuleCriterionName,
     CapsuleTypes,
     CriterionName,
     DataName,
@@ -42,6 +43,7 @@ from capsprune.option_types import (
     Ema,
     Epochs,
     FactoredRank,
+    FileBytes,
     Freeze,
     HeadName,
     LearningRate,
@@ -55,12 +57,14 @@ from capsprune.option_types import (
     PrimarySize,
     Ratio,
     SamplerName,
+    SearchedRank,
     SplitSeed,
     TrainingPart,
     ValueRange,
     hyphenated,
     numbers,
 )
+from capsprune.pruning.names import DEFAULT_CAPSULE_CRITERION
 
 
 class RecipeError(CapspruneError):
@@ -192,6 +196,57 @@ class PruneOptions(SearchOptions, BaselineToTrain):
     head: AnyHeadName = Field(
         DYNAMIC, description="Untrained head with which --latency is measured: {all_heads}."
     )
+
+
+class CapsulesToPrune(Options):
+    """Which capsule network a stage prunes, and the sizes that only such a network has."""
+
+    checkpoint: FilePath | None = Field(
+        None,
+        description="Checkpoint of a capsule network. [default: the run's caps/]",
+        json_schema_extra=POSITIONAL,
+    )
+    data_root: DataRoot = None
+    tolerance: Annotated[float, Field(ge=0, le=100)] | None = Field(
+        None,
+        description="Find the smallest network whose validation accuracy is at most so many points "
+        "below that of the given one. [default: 0.5 where no size is given]",
+    )
+    capsules: Annotated[float, Field(gt=0, le=MAX_COUNT)] | None = Field(
+        None, description="Primary capsules that remain: how many, or below 1 the part of them."
+    )
+    primary_rank: SearchedRank | None = Field(
+        None,
+        description="Factor a dense PrimaryCaps in two layers with so many channels between them; "
+        "auto leaves the number to the search. [default: auto with --tolerance, else as it is]",
+    )
+    iterations: IterationCount | None = Field(
+        None, description="Routing iterations that remain. [default: left to the search]"
+    )
+    file_size: FileBytes | None = Field(
+        None, description="Most bytes of the exported file, such as 4MB."
+    )
+
+
+class PruneCapsOptions(SearchOptions, CapsulesToPrune):
+    """Options of `prune-caps`: prune a whole capsule network, head and trunk, and fine-tune it."""
+
+    flops: Part | None = Field(
+        None,
+        description="FLOPs (multiply-accumulates) of the whole network that remain, as a part of "
+        "the given one's; 1 removes nothing, to compare with.",
+    )
+    params: Ratio | None = Field(
+        None,
+        description="Parameters of the whole network that remain, likewise. With --flops, neither "
+        "is passed and one of them is met.",
+    )
+    capsule_criterion: CapsuleCriterionName | None = Field(
+        None,
+        description="Which primary capsules go first: {capsule_criteria}. [default: the "
+        f"strategy's, else {DEFAULT_CAPSULE_CRITERION}]",
+    )
+    freeze: Freeze = False
 
 
 class ImportOptions(Options):

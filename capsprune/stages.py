@@ -23,6 +23,7 @@ from capsprune.options import (
     InspectOptions,
     Options,
     ProfileOptions,
+    PruneCapsOptions,
     PruneOptions,
     RecipeError,
     RunOptions,
@@ -36,6 +37,7 @@ from capsprune.summaries import (
     HeadSummary,
     NetworkSummary,
     ProfileSummary,
+    SlimSummary,
     StageSummary,
 )
 from capsprune.tables import Table, resolve
@@ -265,6 +267,28 @@ add_stage(
 )
 add_stage(
     StageKind(
+        "slim",
+        Command(
+            "prune-caps",
+            PruneCapsOptions,
+            ComputingOptions,
+            "capsprune.pipeline.prune_caps:prune_caps",
+            "Prune the capsule network as a whole, and fine-tune it.\n\n"
+            "Primary capsules, the rank of PrimaryCaps, routing iterations and the trunk's "
+            "channels are\npruned together, to the sizes that are given; without any, to the "
+            "smallest network that is as\ngood within --tolerance.",
+            "capsprune.terminal.outcomes:show_checkpoint",
+            stage="slim",
+        ),
+        summary=SlimSummary,
+        follows=("caps",),
+        is_checkpoint=True,
+        title="Slim capsule network",
+        network="slim, capsules",
+    )
+)
+add_stage(
+    StageKind(
         "linear",
         Command(
             "attach-linear",
@@ -299,7 +323,7 @@ add_stage(
             flags="--onnx",
         ),
         summary=ExportSummary,
-        follows=("caps",),
+        follows=("slim", "caps"),
         title="ONNX file",
         in_recipes="always",
         in_cells=True,
@@ -341,7 +365,7 @@ add_stage(
             stage="analysis",
         ),
         summary=AnalysisSummary,
-        follows=("caps",),
+        follows=("slim", "caps"),
         is_file=True,
         title="Analysis",
         in_cells=True,

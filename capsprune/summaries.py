@@ -176,6 +176,27 @@ class HeadSummary(NetworkSummary):
         return self.frozen
 
 
+class SlimSummary(HeadSummary):
+    """Of `slim`: a capsule network that was pruned as a whole."""
+
+    #: Primary capsules that remain, and of how many; routing iterations likewise.
+    capsules: Count
+    capsules_of: Count
+    iterations: _GivenCount = None
+    iterations_of: _GivenCount = None
+    #: Rank of a factored PrimaryCaps that remains, and of what it was before it was pruned.
+    primary_rank: _GivenCount = None
+    primary_rank_of: _GivenCount = None
+    params_ratio: _GivenShare = None
+    #: Accuracy of the network that was pruned, on the same images as `accuracy`.
+    accuracy_of_caps: _GivenShare = None
+    capsule_criterion: _GivenText = None
+    #: In words, what was asked for.
+    target: _GivenText = None
+    #: Points of validation accuracy that could be lost, where the smallest network was looked for.
+    tolerance: Number | None = None
+
+
 class ExportSummary(StageSummary):
     """Of `onnx`, and what stands in verification.json."""
 

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 from capsprune.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from capsprune.export.onnx_file import ExportReport, translations, write_onnx
+    from capsprune.export.onnx_file import ExportReport, file_content, translations, write_onnx
     from capsprune.export.parity import Parity, measure_parity, require_parity
 
 __all__ = [
     "ExportReport",
     "Parity",
+    "file_content",
     "measure_parity",
     "require_parity",
     "translations",
@@ -28,6 +29,7 @@ __getattr__ = lazy_names(
         "ExportReport": "onnx_file",
         "Parity": "parity",
         "write_onnx": "onnx_file",
+        "file_content": "onnx_file",
         "measure_parity": "parity",
         "require_parity": "parity",
         "translations": "onnx_file",

@@ -8,17 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from capsprune.checkpoint import Architecture, Checkpoint, load_checkpoint, read_architecture
 from capsprune.data.transforms import EvaluationTransform
 from capsprune.errors import DataError, ExportError
-from capsprune.export import write_onnx
+from capsprune.export import file_content, write_onnx
 from capsprune.files import dump_json, replacing
 from capsprune.options import ExportOptions
 from capsprune.pipeline.session import Session
 from capsprune.pipeline.stage import Stage
 from capsprune.provenance import random_images, read_verification, verification_images
+from capsprune.pruning.file_size import FileContent
 from capsprune.summaries import ExportSummary
 
 
@@ -138,19 +139,43 @@ def export_checkpoint(
         image_size=described.data.image_size,
         class_names=described.data.class_names,
         images=EvaluationTransform(described.data.preprocessing)(images.pixels),
-        metadata={
-            "model": described.model,
-            "data": described.data.name,
-            "normalisation": json.dumps({"mean": described.data.mean, "std": described.data.std}),
-            "interpolation": described.data.interpolation,
-            "checkpoint": described.id,
-            "run": session.run.name,
-            "accuracy": dump_json(described.metrics.get("accuracy")),
-        },
+        metadata=_metadata(session, described),
         opset=opset,
         inline=inline,
     )
     return {**report.to_dict(), "verified_on": images.origin}
+
+
+def file_content_of(session: Session, network: nn.Module, described: Architecture) -> FileContent:
+    """Find what the exported file of a network would hold.
+
+    Args:
+        session: of the command.
+        network: any.
+        described: a network of the same run and data.
+
+    Raises:
+        ExportError: if the network cannot be exported.
+    """
+    return file_content(
+        network,
+        image_size=described.data.image_size,
+        class_names=described.data.class_names,
+        metadata=_metadata(session, described),
+    )
+
+
+def _metadata(session: Session, described: Architecture) -> dict[str, str]:
+    """Return what a file says of the network in it."""
+    return {
+        "model": described.model,
+        "data": described.data.name,
+        "normalisation": json.dumps({"mean": described.data.mean, "std": described.data.std}),
+        "interpolation": described.data.interpolation,
+        "checkpoint": described.id,
+        "run": session.run.name,
+        "accuracy": dump_json(described.metrics.get("accuracy")),
+    }
 
 
 def _check_output(target: Path, overwrite: bool) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 from torch import nn
 
 from capsprune.errors import StrategyError
@@ -63,10 +62,8 @@ def check_smallest(
     Raises:
         StrategyError: if even that network is too slow.
     """
-    space = Target().search_space(
-        network.cost, options.max_rate or LARGEST_MAX_RATE, options.round_to
-    )
-    fastest = _uniform(limit, network, space, space.max_rate)
+    space = network.search_space(Target(), options.max_rate or LARGEST_MAX_RATE, options.round_to)
+    fastest = _uniform(limit, network, space, 1.0)
     if fastest > limit.limit_ms:
         raise StrategyError(
             f"Even the strategy that removes {space.max_rate:g} of every group takes "
@@ -88,23 +85,23 @@ def flops_within(
 
     They are rounded as those of the search will be: odd channel counts take longer.
     """
-    space = SearchSpace(network.cost, max_rate, round_to=options.round_to)
-    low, high = 0.0, max_rate
+    space = network.search_space(Target(), max_rate, options.round_to)
+    low, high = 0.0, 1.0
     for _ in range(_STEPS):
         middle = (low + high) / 2
         if _uniform(limit, network, space, middle) <= limit.limit_ms:
             high = middle
         else:
             low = middle
-    ratio = float(network.cost.flops_ratio(space.kept(np.full(space.groups, high))))
+    ratio = network.flops_ratio(space.kept(space.max_rates * high))
     # Rounded, so that a search that goes on after an interruption has the same target.
     ratio = min(max(round(ratio, 2), 0.01), 0.99)
     session.progress.say(f"{limit.limit_ms:g} ms allow about {ratio:g} of the FLOPs here")
     return ratio
 
 
-def _uniform(limit: LatencyLimit, network: Prunable, space: SearchSpace, fraction: float) -> float:
-    """Measure the strategy that removes the same fraction of every group."""
-    kept = space.kept(np.full(space.groups, fraction))
+def _uniform(limit: LatencyLimit, network: Prunable, space: SearchSpace, part: float) -> float:
+    """Measure the strategy that removes the same part of what may go of every group."""
+    kept = space.kept(space.max_rates * part)
     rankings = l1_ranking(network.model, network.dependencies)
     return limit.measure(prune_channels(network.model, network.dependencies, rankings, kept))

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from torch import nn
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from capsprune.backbones.registry import backbone
 from capsprune.backbones.trunk import trunk_of, trunk_output
 from capsprune.capsules.heads import HEADS
 from capsprune.capsules.network import CapsuleNetwork
 from capsprune.errors import StrategyError
-from capsprune.pruning.capsule_groups import find_capsule_groups
 from capsprune.pruning.cost import CostModel, owned_positions
+from capsprune.pruning.file_size import FileSize
 from capsprune.pruning.groups import Dependencies, find_groups
 from capsprune.pruning.layers import prunable_layers
 from capsprune.pruning.limits import Counted
+from capsprune.pruning.space import Reference, SearchSpace
+from capsprune.pruning.target import Target
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,14 @@ class Prunable:
     cost: CostModel
     #: The head with which it is measured; None for the network as it is.
     measured_with: UntrainedHead | None = None
+    #: How what is counted follows from the units kept, by the name of the size.
+    counted: Mapping[str, Counted] = field(default_factory=dict)
+    #: Which groups change what batch norms see, [G]; None for all of them.
+    norms: NDArray[np.bool_] | None = None
+    #: Costs that ratios are of; None for its own.
+    reference: Reference | None = None
+    #: Of its exported file, where that is asked for.
+    file_size: FileSize | None = None
 
     @classmethod
     def of(
@@ -53,25 +65,87 @@ class Prunable:
         *,
         measured_with: UntrainedHead | None = None,
     ) -> Prunable:
-        """Find the groups and build the cost model.
+        """Find the groups of a backbone and build its cost model.
 
         Args:
             name: the backbone's.
-            model: the backbone, or a capsule network on it.
+            model: the backbone, unpruned.
             image_size: pixels a side.
-            measured_with: the head with which a backbone is measured.
+            measured_with: the head with which it is measured.
 
         Raises:
             ModelError: if its channels cannot be removed.
         """
-        if isinstance(model, CapsuleNetwork):
-            dependencies = find_capsule_groups(model, image_size)
-        else:
-            dependencies = find_groups(
-                model, classifier=backbone(name).classifier, image_size=image_size
-            )
+        dependencies = find_groups(
+            model, classifier=backbone(name).classifier, image_size=image_size
+        )
         cost = CostModel.build(model, dependencies, image_size)
         return cls(name, model, image_size, dependencies, cost, measured_with)
+
+    @classmethod
+    def of_capsules(
+        cls,
+        name: str,
+        network: CapsuleNetwork,
+        image_size: int,
+        dependencies: Dependencies,
+        rankings: Sequence[Tensor],
+        reference: Reference | None = None,
+    ) -> Prunable:
+        """Build the cost model of a capsule network.
+
+        Args:
+            name: its backbone's.
+            network: the whole of it.
+            image_size: pixels a side.
+            dependencies: its groups.
+            rankings: of their units, those to keep longest first.
+            reference: costs that ratios are of; None for its own.
+        """
+        cost = CostModel.build(network, dependencies, image_size, rankings)
+        in_trunk = {
+            int(group)
+            for (layer, _), owners in dependencies.owners.items()
+            if layer.startswith("trunk.")
+            for group in np.unique(owners.group)
+        }
+        norms = np.array([group in in_trunk for group in range(len(dependencies.groups))])
+        return cls(name, network, image_size, dependencies, cost, norms=norms, reference=reference)
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """What each group is of, [G]."""
+        return tuple(group.kind for group in self.dependencies.groups)
+
+    def search_space(self, target: Target, max_rate: float | None, round_to: int) -> SearchSpace:
+        """Return the space of its strategies that have the sizes asked for.
+
+        Args:
+            target: the sizes.
+            max_rate: as `Target.search_space` takes it.
+            round_to: likewise.
+
+        Raises:
+            StrategyError: if the target is out of reach.
+        """
+        return target.search_space(
+            self.cost,
+            max_rate,
+            round_to,
+            self.counted,
+            kinds=self.kinds,
+            reference=self.reference,
+            file_size=self.file_size,
+        )
+
+    def flops_ratio(self, kept: NDArray[np.int64]) -> float:
+        """Return the MACs that remain, for units kept [G], as a part of the reference's."""
+        return int(self.cost.macs(kept)) / (self.reference or Reference.of(self.cost)).macs
+
+    def params_ratio(self, kept: NDArray[np.int64]) -> float:
+        """Return the parameters that remain, likewise."""
+        whole = (self.reference or Reference.of(self.cost)).parameters
+        return int(self.cost.parameters(kept)) / whole
 
     def as_measured(self, pruned: nn.Module) -> nn.Module:
         """Return the network whose latency is a pruned one's, which is left as it is."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -31,7 +32,6 @@ from capsprune.pipeline.stage import Stage, content_of
 from capsprune.pipeline.train import train
 from capsprune.pruning.criteria import rank_channels, takes_images
 from capsprune.pruning.groups import Dependencies
-from capsprune.pruning.space import SearchSpace
 from capsprune.pruning.strategy import Strategy, read_strategy
 from capsprune.pruning.target import Target
 from capsprune.records import StageRecord
@@ -72,7 +72,7 @@ def prune(options: PruneOptions, session: Session) -> StageRecord:
     else:
         latency = latency_limit(options, session, unpruned)
         target = find_target(options, stage, unpruned, latency)
-        space = _search_space(options, target, unpruned)
+        space = unpruned.search_space(target, options.max_rate, options.round_to)
     splits = session.data_of(
         run.path("baseline"),
         described,
@@ -101,7 +101,7 @@ def prune(options: PruneOptions, session: Session) -> StageRecord:
         found = Found.given(strategy)
     else:
         assert space is not None
-        found = Found.by_search(pruning, find_strategy(pruning, space), options.flops)
+        found = Found.by_search(pruning, find_strategy(pruning, space))
         summary["max_rate"] = space.max_rate
     return shrink(pruning, found, described, splits, schedule, summary)
 
@@ -175,20 +175,16 @@ def _given_strategy(
 
 
 def _prunable(options: PruneOptions, name: str, model: nn.Module, size: int) -> Prunable:
-    head = UntrainedHead(options.head, options.d1)
-    return Prunable.of(name, model, size, measured_with=head)
-
-
-def _search_space(options: PruneOptions, target: Target, network: Prunable) -> SearchSpace:
-    """Return the space of the strategies that have the sizes asked for.
+    """Return a backbone with its groups, and what is counted and measured of it.
 
     Raises:
-        StrategyError: if the target is out of reach.
+        StrategyError: if primary capsules are counted that its trunk is too narrow for.
     """
-    counted = {}
-    if target.primary_caps is not None:
-        counted["primary_caps"] = capsules_of_trunk(network, options.d1)
-    return target.search_space(network.cost, options.max_rate, options.round_to, counted)
+    head = UntrainedHead(options.head, options.d1)
+    network = Prunable.of(name, model, size, measured_with=head)
+    if options.primary_caps is None:
+        return network
+    return replace(network, counted={"primary_caps": capsules_of_trunk(network, options.d1)})
 
 
 def _check_reach(options: PruneOptions, session: Session, network: Prunable) -> None:
@@ -199,6 +195,6 @@ def _check_reach(options: PruneOptions, session: Session, network: Prunable) -> 
     """
     target = Target.of(options)
     if target.is_computed:
-        _search_space(options, target, network)
+        network.search_space(target, options.max_rate, options.round_to)
     if (latency := latency_limit(options, session, network)) is not None:
         check_smallest(latency, options, session, network)

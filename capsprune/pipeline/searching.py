@@ -6,6 +6,8 @@ import hashlib
 import json
 import re
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,10 +25,18 @@ from capsprune.pipeline.latency import check_smallest, flops_within
 from capsprune.pipeline.prunable import Prunable, UntrainedHead
 from capsprune.pipeline.session import Session
 from capsprune.pipeline.stage import Stage
+from capsprune.progress import Progress
 from capsprune.pruning.candidate import Candidate
+from capsprune.pruning.channels import Compensation
 from capsprune.pruning.evaluation import Evaluator, LatencyLimit
-from capsprune.pruning.search import SearchResult, SearchSettings, search
-from capsprune.pruning.space import SearchSpace
+from capsprune.pruning.search import (
+    OnCandidate,
+    SearchResult,
+    SearchSettings,
+    find_smallest,
+    search,
+)
+from capsprune.pruning.space import Fractions, SearchSpace
 from capsprune.pruning.study import Study
 from capsprune.pruning.target import Target
 
@@ -34,6 +44,8 @@ from capsprune.pruning.target import Target
 _SCORING_IMAGES = 2000
 #: From so many candidates on, successive halving is the default, with this reduction factor.
 _MANY, _REDUCTION_FACTOR = 100, 4
+#: Sizes that a strategy has exactly, or not at all.
+_EXACT = ("primary_caps", "capsules")
 _MEASURED = "latency.json"
 _OWNER = "owner.txt"
 #: Options that change nothing before the fine-tuning: searches that differ by them alone are one.
@@ -77,6 +89,11 @@ class Pruning:
     criterion: str
     data: SearchData
     latency: LatencyLimit | None = None
+    #: The head, of a whole network, as its strategies name it.
+    head: str | None = None
+    #: The criterion that ranked primary capsules, and what makes up for those that go.
+    capsule_criterion: str | None = None
+    compensate: Compensation | None = None
 
     @property
     def evaluator(self) -> Evaluator:
@@ -89,11 +106,17 @@ class Pruning:
             self.data.scoring,
             head_of(self.network.model).objective,
             self.latency,
+            self.network.norms,
+            self.compensate,
         )
 
 
-def check_options(options: OptionsT) -> OptionsT:
+def check_options(options: OptionsT, default: Target | None = None) -> OptionsT:
     """Fill in what follows from other options.
+
+    Args:
+        options: of the stage.
+        default: the sizes where none is asked for; None for half of the FLOPs.
 
     Raises:
         StrategyError: if two options exclude each other.
@@ -107,11 +130,12 @@ def check_options(options: OptionsT) -> OptionsT:
     if options.strategy is not None:
         target.refuse_any("--strategy has its size already", "--strategy")
         return options
-    target = target.complete()
-    if options.sampler == "eagleeye" and target.primary_caps is not None:
+    target = target.complete(default)
+    exact = [name for name in _EXACT if name in target.given]
+    if options.sampler == "eagleeye" and exact:
         raise StrategyError(
             "Rejection sampling as good as never finds a given number of primary capsules; give "
-            "--sampler random with --primary-caps."
+            f"--sampler random with --{exact[0].replace('_', '-')}."
         )
     factor = options.reduction_factor
     if factor is None:
@@ -215,11 +239,70 @@ def load_batches(
     )
 
 
-def find_strategy(pruning: Pruning, space: SearchSpace) -> SearchResult:
-    """Search, showing a bar, and say what was found and where the time went."""
+def find_strategy(
+    pruning: Pruning, space: SearchSpace, listed: Fractions | None = None
+) -> SearchResult:
+    """Search, showing a bar, and say what was found and where the time went.
+
+    Args:
+        pruning: what is searched.
+        space: of the strategies.
+        listed: all of them, where they are few, [n, G].
+    """
     options, session = pruning.options, pruning.stage.session
-    progress = session.progress
     assert options.reduction_factor is not None
+    settings = SearchSettings(
+        options.candidates, session.run.seed, options.sampler, options.reduction_factor
+    )
+    with _watched(pruning) as (study, show):
+        found = search(
+            pruning.evaluator,
+            space,
+            settings,
+            study=study,
+            workers=options.workers,
+            folder=pruning.work,
+            on_candidate=show,
+            listed=listed,
+        )
+    _tell(session, found)
+    return found
+
+
+def find_smallest_strategy(pruning: Pruning, space: SearchSpace, tolerance: float) -> SearchResult:
+    """Find the smallest network within a tolerance, showing a bar, and say which it is.
+
+    Args:
+        pruning: what is searched.
+        space: of all strategies.
+        tolerance: points of validation accuracy that may be lost.
+    """
+    with _watched(pruning) as (study, show):
+        found = find_smallest(
+            pruning.evaluator,
+            space,
+            pruning.network.kinds,
+            tolerance,
+            study=study,
+            on_candidate=show,
+        )
+    progress, unpruned = pruning.stage.session.progress, found.candidates[0]
+    progress.say(
+        f"The smallest of {len(found.candidates)} candidates within {tolerance:g} points of "
+        f"{unpruned.score:.2%} on held-out training images scores {found.best.score:.2%}"
+    )
+    _tell_time(progress, found)
+    return found
+
+
+@contextmanager
+def _watched(pruning: Pruning) -> Iterator[tuple[Study, OnCandidate]]:
+    """Open the study of a search, and a bar.
+
+    Yields:
+        The study, and what shows a candidate that was tried.
+    """
+    progress = pruning.stage.session.progress
     with open_study(pruning) as study:
         before = study.rung(0).finished()
         if before:
@@ -234,22 +317,7 @@ def find_strategy(pruning: Pruning, space: SearchSpace) -> SearchResult:
                 note = f"best {best.score:.2%}" if best.feasible else "none within --latency yet"
                 bar(done, total, f"rung {best.rung + 1}, {note}" if best.rung else note)
 
-            found = search(
-                pruning.evaluator,
-                space,
-                SearchSettings(
-                    options.candidates,
-                    session.run.seed,
-                    options.sampler,
-                    options.reduction_factor,
-                ),
-                study=study,
-                workers=options.workers,
-                folder=pruning.work,
-                on_candidate=show,
-            )
-    _tell(session, found)
-    return found
+            yield study, show
 
 
 def _tell(session: Session, found: SearchResult) -> None:
@@ -264,6 +332,10 @@ def _tell(session: Session, found: SearchResult) -> None:
     too_slow = sum(not candidate.feasible for candidate in found.candidates)
     if too_slow:
         progress.say(f"{too_slow} candidates were slower than --latency and are left out")
+    _tell_time(progress, found)
+
+
+def _tell_time(progress: Progress, found: SearchResult) -> None:
     seconds = found.seconds()
     total = sum(seconds.values())
     parts = ", ".join(f"{part} {value / total:.1%}" for part, value in seconds.items() if value)

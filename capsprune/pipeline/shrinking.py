@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,8 @@ from capsprune.pipeline.alignment import odd_counts
 from capsprune.pipeline.fitting import fit_network, score_network, score_summary
 from capsprune.pipeline.searching import Pruning
 from capsprune.pruning.adaptive_bn import recalibrate
-from capsprune.pruning.channels import layer_channels, prune_channels
+from capsprune.pruning.candidate import Candidate
+from capsprune.pruning.channels import layer_channels
 from capsprune.pruning.search import SearchResult
 from capsprune.pruning.strategy import Strategy
 from capsprune.records import StageRecord
@@ -39,22 +41,10 @@ class Found:
         return cls(strategy, {}, {})
 
     @classmethod
-    def by_search(cls, pruning: Pruning, result: SearchResult, flops: float | None) -> Found:
-        """Take the best candidate of a search.
-
-        Args:
-            pruning: what was searched.
-            result: of the search.
-            flops: the FLOPs ratio that was asked for; None for the candidate's own.
-        """
+    def by_search(cls, pruning: Pruning, result: SearchResult) -> Found:
+        """Take the best candidate of a search."""
         options, best = pruning.options, result.best
-        strategy = Strategy(
-            pruning.network.name,
-            best.flops_ratio if flops is None else flops,
-            dict(zip(pruning.network.dependencies.names, best.fractions, strict=True)),
-            options.round_to,
-            pruning.criterion,
-        )
+        strategy = strategy_of(pruning, best, options.flops)
         summary = {
             "candidates": result.plan[0].candidates,
             "rungs": [rung.candidates for rung in result.plan],
@@ -66,8 +56,32 @@ class Found:
         }
         if best.latency_ms is not None:
             summary["latency_ms"] = best.latency_ms
-        lines = [dump_json(candidate.to_dict()) for candidate in result.candidates]
-        return cls(strategy, summary, {"candidates.jsonl": "\n".join(lines) + "\n"})
+        return cls(strategy, summary, candidates_file(result.candidates))
+
+
+def strategy_of(pruning: Pruning, candidate: Candidate, flops: float | None = None) -> Strategy:
+    """Write a candidate down as a strategy.
+
+    Args:
+        pruning: what it is a candidate of.
+        candidate: which.
+        flops: the FLOPs ratio that was asked for; None for the candidate's own.
+    """
+    return Strategy(
+        pruning.network.name,
+        candidate.flops_ratio if flops is None else flops,
+        dict(zip(pruning.network.dependencies.names, candidate.fractions, strict=True)),
+        pruning.options.round_to,
+        pruning.criterion,
+        pruning.head,
+        pruning.capsule_criterion,
+    )
+
+
+def candidates_file(candidates: Iterable[Candidate]) -> dict[str, str]:
+    """Return the file of all candidates that were tried, by its name."""
+    lines = [dump_json(candidate.to_dict()) for candidate in candidates]
+    return {"candidates.jsonl": "\n".join(lines) + "\n"}
 
 
 def shrink(
@@ -77,6 +91,8 @@ def shrink(
     splits: DataSplits,
     schedule: Schedule,
     summary: dict[str, Any],
+    *,
+    freeze: bool = False,
 ) -> StageRecord:
     """Prune the network, recalibrate it, fine-tune it, and commit what is left of it.
 
@@ -87,19 +103,23 @@ def shrink(
         splits: the data.
         schedule: of the fine-tuning.
         summary: what the stage says of it beside what is measured here.
+        freeze: fine-tune the head alone.
     """
     unpruned, stage = pruning.network, pruning.stage
     session, shown = stage.session, described.data.preprocessing
     kept = found.strategy.kept(unpruned.dependencies)
-    ratio = float(unpruned.cost.flops_ratio(kept))
-    network = prune_channels(unpruned.model, unpruned.dependencies, pruning.rankings, kept)
+    ratio = unpruned.flops_ratio(kept)
+    network = pruning.evaluator.prune(kept)
     if pruning.options.strategy is None and (
         said := odd_counts(_backbone_channels(network), _backbone_channels(unpruned.model))
     ):
         session.progress.say(said)
-    recalibrate(network, pruning.data.calibration)
+    if pruning.evaluator.changes_norms(kept):
+        recalibrate(network, pruning.data.calibration)
     before = score_network(session, network, splits.test, shown)
     session.progress.say(f"{ratio:.1%} of the FLOPs remain; test accuracy {before.accuracy:.2%}")
+    if freeze and isinstance(network, HeadedNetwork):
+        network.freeze_trunk()
     history, training = fit_network(
         session, network, splits, shown, schedule, pruning.work, "Fine-tuning"
     )
@@ -117,7 +137,7 @@ def shrink(
         "accuracy_before_finetuning": before.accuracy,
         **training,
         **score_summary(result, splits.class_names),
-        **checkpoint_costs(Checkpoint(network, architecture)),
+        **checkpoint_costs(Checkpoint(network, architecture), frozen=freeze),
     }
     strategy = dump_json(found.strategy.to_dict(), indent=1) + "\n"
     files = {**found.files, "strategy.json": strategy}

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from capsprune.pruning.adaptive_bn import recalibrate
 from capsprune.pruning.candidate import PARTS
-from capsprune.pruning.channels import prune_channels
+from capsprune.pruning.channels import Compensation, prune_channels
 from capsprune.pruning.groups import Dependencies
 from capsprune.training.evaluate import evaluate
 from capsprune.training.objective import Objective
@@ -71,11 +71,15 @@ class Evaluator:
     #: The loss and the class scores of this network. Other processes must be able to unpickle it.
     objective: Objective
     latency: LatencyLimit | None = None
+    #: Which groups change what batch norms see, [G]; None for all of them.
+    norms: NDArray[np.bool_] | None = None
+    #: Makes up for what was removed. Other processes must be able to unpickle it.
+    compensate: Compensation | None = None
 
     def __call__(self, task: Task) -> Outcome:
         """Try one. What passes the limit of latency is not scored."""
         clock = Clock()
-        pruned = prune_channels(self.model, self.dependencies, self.rankings, task.kept)
+        pruned = self.prune(task.kept)
         clock.lap("pruning")
         latency, violation = task.latency_ms, 0.0
         if self.latency is not None:
@@ -85,7 +89,8 @@ class Evaluator:
             clock.lap("latency")
             if violation > 0:
                 return Outcome(0.0, 0.0, latency, violation, clock.seconds)
-        recalibrate(pruned, self.calibration[: task.calibration])
+        if self.changes_norms(task.kept):
+            recalibrate(pruned, self.calibration[: task.calibration])
         clock.lap("calibration")
         result = evaluate(pruned, self.scoring[: task.scoring], self.objective)
         clock.lap("scoring")
@@ -93,6 +98,22 @@ class Evaluator:
         if not math.isfinite(loss):  # Outputs that are no numbers name no class.
             score, loss = 0.0, math.inf
         return Outcome(score, loss, latency, max(violation, 0.0), clock.seconds)
+
+    def prune(self, kept: NDArray[np.int64]) -> nn.Module:
+        """Return the pruned network, before its batch norms are recalibrated.
+
+        Args:
+            kept: units to keep in each group, [G].
+        """
+        return prune_channels(self.model, self.dependencies, self.rankings, kept, self.compensate)
+
+    def changes_norms(self, kept: NDArray[np.int64]) -> bool:
+        """Tell whether batch norms see something else than before, so that they are recalibrated.
+
+        Where only a head is pruned, the statistics that the trunk was trained with stay right.
+        """
+        removed = kept < self.dependencies.channels
+        return self.norms is None or bool((removed & self.norms).any())
 
 
 class Clock:

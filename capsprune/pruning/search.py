@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from capsprune.errors import StrategyError
+from capsprune.pruning.bisection import Bisection
 from capsprune.pruning.candidate import PARTS, Candidate
 from capsprune.pruning.evaluation import Evaluator, Outcome, Task
 from capsprune.pruning.names import SAMPLERS, SamplerMaker
@@ -79,6 +81,21 @@ class SearchResult:
         )
 
 
+class ListedSampler:
+    """Proposes what stands in a list, one after the other."""
+
+    def __init__(self, listed: Sequence[Fractions] | Fractions) -> None:
+        """Take the strategies, [n, G]."""
+        self.listed = [*listed]
+
+    def propose(self, index: int) -> Fractions:
+        """Return the strategy of this number."""
+        return self.listed[index]
+
+    def observe(self, index: int, fractions: Fractions, objective: float) -> None:
+        """Learn nothing."""
+
+
 def plan_rungs(candidates: int, calibration: int, scoring: int, factor: int = 1) -> list[Plan]:
     """Plan successive halving.
 
@@ -125,6 +142,7 @@ def search(
     workers: int = 1,
     folder: Path | None = None,
     on_candidate: OnCandidate | None = None,
+    listed: Fractions | None = None,
 ) -> SearchResult:
     """Try candidates and take the best.
 
@@ -141,12 +159,15 @@ def search(
         workers: processes that try candidates.
         folder: for what the workers share; None for the system's temporary one.
         on_candidate: called after each candidate.
+        listed: strategies to try, [n, G], all of them and no others; None to let a sampler
+            propose.
 
     Raises:
         StrategyError: if the target cannot be met.
         StudyError: if the study cannot be used, or is of another search.
     """
-    if settings.candidates < 1:
+    candidates = settings.candidates if listed is None else len(listed)
+    if candidates < 1:
         raise ValueError("A search needs at least one candidate.")
     kept: contextlib.AbstractContextManager[Study] = (
         contextlib.nullcontext(study) if study is not None else Study.in_memory()
@@ -154,20 +175,20 @@ def search(
     with kept as study:
         study.require(
             {
-                "target": space.describe(),
-                "max_rate": space.max_rate,
-                "round_to": space.round_to,
-                "channels": [int(count) for count in space.cost.channels],
-                "macs": space.cost.unpruned_macs,
-                "sampler": SAMPLERS.name_of(settings.sampler),
+                **_described(space),
+                "sampler": SAMPLERS.name_of(settings.sampler) if listed is None else "all",
                 "seed": settings.seed,
                 "reduction_factor": settings.reduction_factor,
                 "latency_ms": evaluator.latency.limit_ms if evaluator.latency else None,
             }
         )
-        sampler = make_sampler(settings.sampler, space, settings.seed)
+        sampler = (
+            make_sampler(settings.sampler, space, settings.seed)
+            if listed is None
+            else ListedSampler(listed)
+        )
         plan = plan_rungs(
-            settings.candidates,
+            candidates,
             len(evaluator.calibration),
             len(evaluator.scoring),
             settings.reduction_factor,
@@ -183,6 +204,75 @@ def search(
         return found
 
 
+def find_smallest(
+    evaluator: Evaluator,
+    space: SearchSpace,
+    kinds: Sequence[str],
+    tolerance: float,
+    *,
+    study: Study | None = None,
+    on_candidate: OnCandidate | None = None,
+) -> SearchResult:
+    """Find the smallest network that scores as well as the unpruned one, but for a tolerance.
+
+    The first candidate is the unpruned network; those that follow are `Bisection`'s, one after the
+    other, each tried in full.
+
+    Args:
+        evaluator: tries a candidate.
+        space: says how much may go, and which units go together; it has no limits and counts.
+        kinds: what each group is of (`ChannelGroup.kind`), [G].
+        tolerance: points of the score that may be lost.
+        study: as in `search`.
+        on_candidate: called after each candidate, with how many it takes at most.
+
+    Returns:
+        Every try, the unpruned network first, and the smallest one that scored well enough.
+
+    Raises:
+        StudyError: if the study cannot be used, or is of another search.
+    """
+    kept: contextlib.AbstractContextManager[Study] = (
+        contextlib.nullcontext(study) if study is not None else Study.in_memory()
+    )
+    with kept as study:
+        study.require({**_described(space), "sampler": "bisection", "tolerance": tolerance})
+        rung, plan = study.rung(0), Plan(1, len(evaluator.calibration), len(evaluator.scoring))
+        proposed = ListedSampler([])
+        steps = _Search(space, study, InProcess(evaluator), proposed, [plan], on_candidate)
+
+        def try_next(fractions: Fractions) -> Candidate:
+            index = len(tried)
+            proposed.listed.append(fractions)
+            _try_all(steps, rung, plan, {index: None})
+            tried.append(rung.finished()[index])
+            return tried[-1]
+
+        tried: list[Candidate] = []
+        unpruned = try_next(np.zeros(space.groups))
+        bisection = Bisection(space, kinds, unpruned.score - tolerance / 100)
+        steps.most = 1 + bisection.most_candidates
+        while not bisection.finished:
+            index = len(tried)
+            candidate = try_next(bisection.propose(index))
+            bisection.observe(index, np.array(candidate.fractions), candidate.objective)
+        study.complete()
+        return SearchResult(
+            tried, tried[bisection.best_index or 0], [replace(plan, candidates=len(tried))]
+        )
+
+
+def _described(space: SearchSpace) -> dict[str, Any]:
+    """Return what a study notes of a space."""
+    return {
+        "target": space.describe(),
+        "max_rate": space.max_rate,
+        "round_to": space.round_to,
+        "channels": [int(count) for count in space.cost.channels],
+        "macs": space.cost.unpruned_macs,
+    }
+
+
 @dataclass
 class _Search:
     """What the rungs of one search share."""
@@ -194,10 +284,12 @@ class _Search:
     plan: list[Plan]
     on_candidate: OnCandidate | None
     done: int = 0
+    #: How many tries it takes at most, where that is not planned.
+    most: int | None = None
 
     @property
     def total(self) -> int:
-        return sum(rung.candidates for rung in self.plan)
+        return self.most or sum(rung.candidates for rung in self.plan)
 
 
 def _climb(search: _Search) -> SearchResult:

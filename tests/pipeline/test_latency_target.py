@@ -17,6 +17,8 @@ from capsprune.pipeline.searching import find_target, read_measured_flops, write
 from capsprune.pipeline.session import Session
 from capsprune.pipeline.stage import Stage
 from capsprune.progress import Progress
+from capsprune.pruning.capsule_groups import find_capsule_groups
+from capsprune.pruning.criteria import l1_ranking
 from capsprune.pruning.target import Target
 from capsprune.run import open_run
 from capsprune.runtime.latency import LatencyMeter
@@ -95,7 +97,10 @@ def test_a_trunk_too_narrow_for_a_capsule_is_measured_too(network, measured):
 
 def test_a_capsule_network_is_measured_as_it_is(network, measured):
     capsules = measured_with(network, "dynamic", 8).as_measured(network.model)
-    PrunedLatency(Prunable.of("mobilenet_v1", capsules, 32), Progress())(capsules)
+    dependencies = find_capsule_groups(capsules, 32)
+    rankings = l1_ranking(capsules, dependencies)
+    whole = Prunable.of_capsules("mobilenet_v1", capsules, 32, dependencies, rankings)
+    PrunedLatency(whole, Progress())(capsules)
     assert measured == [capsules]
 
 
