@@ -37,6 +37,7 @@ from capsprune.pipeline.stage import Stage, content_of
 from capsprune.pruning.capsule_groups import find_capsule_groups
 from capsprune.pruning.cost import count_macs, count_parameters
 from capsprune.pruning.criteria import rank_channels
+from capsprune.pruning.factoring import factor
 from capsprune.pruning.file_size import FileSize
 from capsprune.pruning.groups import Dependencies
 from capsprune.pruning.names import DEFAULT_CAPSULE_CRITERION
@@ -91,7 +92,7 @@ def prune_caps(options: PruneCapsOptions, session: Session) -> StageRecord:
     )
     given.to(session.fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     data = load_batches(session, splits, shown, options.bn_batches, schedule.batch_size)
-    model = given
+    model = factor(given, data.calibration) if factored else given
     dependencies = find_capsule_groups(model, shown.image_size)
     if strategy is not None:
         _check_strategy(strategy, options, dependencies, source)
