@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -12,9 +13,11 @@ from capsprune.backbones.registry import backbone, backbone_arguments, build_bac
 from capsprune.backbones.trunk import trunk_of, trunk_output
 from capsprune.capsules.head import OWN_CLASSIFIER, TRUNK, head_of
 from capsprune.capsules.heads import DYNAMIC, HEADS
+from capsprune.capsules.network import CapsuleNetwork
 from capsprune.checkpoint import Checkpoint, load_checkpoint
-from capsprune.errors import RunError
+from capsprune.errors import ModelError, RunError
 from capsprune.options import InspectOptions
+from capsprune.pruning.capsule_groups import find_capsule_groups
 from capsprune.pruning.channels import prune_channels
 from capsprune.pruning.cost import count_macs, count_parameters
 from capsprune.pruning.criteria import l1_ranking
@@ -69,13 +72,18 @@ def inspect_model(options: InspectOptions) -> dict[str, Any]:
     kind = _or(options.head, DYNAMIC)
     asked = ("d1", "d2", "iterations", "primary", "types", "primary_rank")
     given = {key: getattr(options, key) for key in asked}
-    with torch.device("meta"):  # what is only counted needs no values
-        trunk = trunk_of(name, model).to("meta")
+    head = HEADS[kind]
+    head.resolve(kind, {**given, "capsules": options.capsules})
+    trunk = trunk_of(name, model)
+    if options.capsules is None:
+        trunk = trunk.to("meta")  # what is only counted needs no values
+    with next(trunk.parameters()).device:
         features = trunk_output(trunk, size)
-        head = HEADS[kind]
         config = head.configure(kind, features, given)
         network = head.build(trunk, features, classes, config)
-    costs = network_costs(network, trunk, size, frozen=_or(options.freeze, False))
+    if options.capsules is not None:
+        network = with_capsules(network, size, options.capsules)
+    costs = network_costs(network, network.trunk, size, frozen=_or(options.freeze, False))
     return {
         "model": name,
         "image_size": size,
@@ -87,6 +95,39 @@ def inspect_model(options: InspectOptions) -> dict[str, Any]:
         **costs,
         "groups": groups,
     }
+
+
+def with_capsules(network: nn.Module, image_size: int, capsules: int) -> CapsuleNetwork:
+    """Prune the primary capsules of an untrained network, at random, as all are alike.
+
+    Args:
+        network: with capsules, on a device that holds values; it is left as it is.
+        image_size: pixels a side.
+        capsules: how many remain.
+
+    Raises:
+        ModelError: if the network has fewer, or cannot be left with so few.
+    """
+    assert isinstance(network, CapsuleNetwork)
+    dependencies = find_capsule_groups(network.eval(), image_size)
+    ours = np.array([group.kind == "capsules" for group in dependencies.groups])
+    there, least = int(dependencies.channels[ours].sum()), int(ours.sum())
+    if not least <= capsules <= there:
+        raise ModelError(
+            f"The network can have {least} to {there} primary capsules, not {capsules}; give "
+            "another --capsules."
+        )
+    kept = dependencies.channels.copy()
+    # Where the trunk's channels fall into several groups, each loses the same part.
+    kept[ours] = 1 + (kept[ours] - 1) * (capsules - least) // max(there - least, 1)
+    missing = capsules - int(kept[ours].sum())
+    roomy = np.flatnonzero(ours & (kept < dependencies.channels))
+    kept[roomy[:missing]] += 1
+    generator = torch.Generator().manual_seed(0)
+    rankings = [torch.randperm(g.channels, generator=generator) for g in dependencies.groups]
+    slim = prune_channels(network, dependencies, rankings, kept)
+    assert isinstance(slim, CapsuleNetwork)
+    return slim
 
 
 def inspect_run(run: Run, options: InspectOptions) -> dict[str, dict[str, Any]]:

@@ -401,6 +401,9 @@ class InspectOptions(Options):
     primary: PrimaryName = None
     types: CapsuleTypes = None
     primary_rank: FactoredRank = None
+    capsules: PositiveCount | None = Field(
+        None, description="Primary capsules that remain when the others are pruned. [default: all]"
+    )
 
 
 class RunOptions(Options):

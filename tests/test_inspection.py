@@ -65,6 +65,45 @@ def test_parts_add_up_to_the_network():
     assert parts["trunk"]["weight_bytes"] > 4 * parts["trunk"]["parameters"]
 
 
+@pytest.mark.parametrize(
+    ("given", "bottleneck"),
+    [
+        ({}, 512),
+        ({"primary": "factored", "primary_rank": 3}, 512),
+        ({"primary": "depthwise"}, 56),
+        ({"primary": "pointwise", "types": 9}, 512),
+    ],
+)
+def test_costs_with_fewer_capsules_are_those_of_the_pruned_network(given, bottleneck):
+    options = {"model": "resnet18", "image_size": 32, "classes": 5, "iterations": 1, **given}
+    whole, slim = (
+        inspect_model(InspectOptions(**options, capsules=capsules)) for capsules in (None, 7)
+    )
+    assert (slim["primary_capsules"], slim["bottleneck_channels"]) == (7, bottleneck)
+    assert slim["parameters"] < whole["parameters"]
+    assert slim["parts"]["output_caps"]["parameters"] == 7 * 5 * 8 * 16 + 5 * 16
+    if bottleneck == 512:
+        assert slim["parts"]["trunk"] == whole["parts"]["trunk"]
+    if "primary_rank" in given:
+        # 3 filters that see all, and 8 numbers for each of 7 capsules from them.
+        assert slim["parts"]["primary_caps"]["parameters"] == 3 * 512 + 3 + 7 * 8 * 4
+
+
+@pytest.mark.parametrize(
+    ("capsules", "given", "words"),
+    [
+        (65, {}, "1 to 64 primary capsules, not 65"),
+        (97, {"model": "densenet121"}, "primary capsules, not 97"),
+    ],
+)
+def test_capsules_that_cannot_remain_are_refused(capsules, given, words):
+    options = {"model": "resnet18", "image_size": 32, "classes": 5, **given}
+    if given:
+        options |= {"primary": "depthwise", "d1": 16}
+    with pytest.raises(ModelError, match=words):
+        inspect_model(InspectOptions(**options, capsules=capsules))
+
+
 def test_a_frozen_trunk_trains_for_less():
     finetuned, frozen = (
         inspect_model(InspectOptions(model="resnet18", image_size=32, classes=5, freeze=freeze))

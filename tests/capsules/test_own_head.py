@@ -134,7 +134,12 @@ def test_it_is_offered_and_inspected():
 
 
 def test_an_option_that_it_does_not_have_is_refused():
-    for option, given in (("d2", 4), ("primary", "depthwise"), ("primary-rank", 4)):
+    for option, given in (
+        ("d2", 4),
+        ("primary", "depthwise"),
+        ("primary-rank", 4),
+        ("capsules", 2),
+    ):
         options = parse_options(
             InspectOptions,
             {"model": "mobilenet_v1", "image_size": 32, "head": "votes", option: given},
