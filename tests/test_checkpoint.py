@@ -9,9 +9,11 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from capsprune.backbones.registry import backbone, backbone_arguments, build_backbone
+from capsprune.backbones.stem import image_channels
 from capsprune.backbones.trunk import trunk_of, trunk_output
 from capsprune.capsules import CapsuleNetwork
 from capsprune.capsules.linear_head import LinearNetwork
+from capsprune.capsules.primary.names import PRIMARIES
 from capsprune.checkpoint import (
     Blueprint,
     DataDescription,
@@ -37,7 +39,7 @@ DATA = DataDescription(
 )
 
 
-def network_of(name, fraction, head, iterations=2):
+def network_of(name, fraction, head, iterations=2, **sizes):
     """A network of random weights that is pruned unevenly."""
     torch.manual_seed(0)
     arguments = backbone_arguments(name, 32)
@@ -54,11 +56,12 @@ def network_of(name, fraction, head, iterations=2):
     if head == "linear":
         model = LinearNetwork(trunk, channels=width, classes=3)
     elif head == "capsules":
-        model = CapsuleNetwork(
-            trunk, channels=width, feature_size=size, classes=3, d1=8, d2=4, iterations=iterations
-        )
+        sizes = {"d1": 8, "d2": 4, "iterations": iterations} | sizes
+        model = CapsuleNetwork(trunk, channels=width, feature_size=size, classes=3, **sizes)
+    colours = image_channels(model)
+    data = DATA.model_copy(update={"mean": (0.5,) * colours, "std": (0.5,) * colours})
     architecture = describe(
-        model, Blueprint(name, arguments, DATA), parent="p", metrics={"accuracy": 0.5}
+        model, Blueprint(name, arguments, data), parent="p", metrics={"accuracy": 0.5}
     )
     return model.eval(), architecture
 
@@ -97,16 +100,21 @@ def test_any_pruned_shape_comes_back(tmp_path_factory, name, fraction, head):
     assert [json.loads(row)["epoch"] for row in rows] == [0, 1]
 
 
-def test_a_network_whose_head_was_pruned_comes_back(tmp_path):
-    network, described = network_of("mobilenet_v1", 0.8, "capsules")
+@pytest.mark.parametrize("primary", PRIMARIES)
+def test_a_network_whose_head_was_pruned_comes_back(tmp_path, primary):
+    name = "capsnet" if primary == "spatial" else "mobilenet_v1"
+    network, described = network_of(name, 0.8, "capsules", primary=primary)
     groups = find_capsule_groups(network, 32)
-    kept = np.maximum(groups.channels - 3, 1)
+    kept = np.maximum(groups.channels // 3, 1)
     rankings = [torch.arange(count).flip(0) for count in groups.channels]
     slim = prune_channels(network, groups, rankings, kept).eval()
     architecture = describe(slim, described.blueprint, parent="p", metrics={})
     save_checkpoint(tmp_path / "slim", slim, architecture)
     loaded = load_checkpoint(tmp_path / "slim").network
-    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    assert type(loaded.primary_caps) is type(slim.primary_caps)
+    assert loaded.output_caps.iterations == slim.output_caps.iterations
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randn(2, image_channels(slim), 32, 32, generator=generator)
     for ours, theirs in zip(outputs(slim, images), outputs(loaded, images), strict=True):
         torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-6)
     assert loaded.output_caps.weight.shape[1] < network.output_caps.weight.shape[1]
