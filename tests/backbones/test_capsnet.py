@@ -13,6 +13,7 @@ from capsprune.backbones.stem import blank_images, image_channels, stem_of
 from capsprune.backbones.trunk import trunk_of, trunk_output
 from capsprune.backbones.weights import initialise
 from capsprune.capsules import CapsuleNetwork
+from capsprune.capsules.heads import DYNAMIC, HEADS
 from capsprune.checkpoint import (
     Blueprint,
     DataDescription,
@@ -161,3 +162,22 @@ def test_images_of_colours_do_not_verify_a_file_for_grey_ones(tmp_path):
             images=grey().repeat(1, 3, 1, 1),
             metadata={},
         )
+
+
+def test_it_is_capsnet_with_primary_capsules_that_keep_their_positions():
+    trunk = trunk_of("capsnet", capsnet())
+    network = CapsuleNetwork(
+        trunk, channels=256, feature_size=20, classes=len(NAMES), primary="spatial"
+    ).eval()
+    assert network.primary_caps.capsules == 1152
+    counts = [
+        count_parameters(part) for part in (trunk, network.primary_caps, network.output_caps)
+    ]
+    assert counts == [20_992, 5_308_672, 1_474_560 + 160]
+    assert sum(counts) == count_parameters(network) == 6_804_384
+    macs = count_macs(network, SIZE)
+    head = {name: count for name, count in macs.items() if not name.startswith("trunk.")}
+    parts = HEADS[DYNAMIC].costs(network, head).part_macs
+    # The paper's figures end with the votes; three iterations of routing come on top.
+    assert macs["trunk.conv1"] + parts["primary_caps"] + parts["output_caps"] == 200_871_936
+    assert parts["routing"] == (2 * 3 - 1) * 1152 * 10 * 16
