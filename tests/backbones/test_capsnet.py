@@ -170,9 +170,7 @@ def test_it_is_capsnet_with_primary_capsules_that_keep_their_positions():
         trunk, channels=256, feature_size=20, classes=len(NAMES), primary="spatial"
     ).eval()
     assert network.primary_caps.capsules == 1152
-    counts = [
-        count_parameters(part) for part in (trunk, network.primary_caps, network.output_caps)
-    ]
+    counts = [count_parameters(part) for part in (trunk, network.primary_caps, network.output_caps)]
     assert counts == [20_992, 5_308_672, 1_474_560 + 160]
     assert sum(counts) == count_parameters(network) == 6_804_384
     macs = count_macs(network, SIZE)
