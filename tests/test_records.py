@@ -28,7 +28,7 @@ OLD = Path(__file__).parent / "files" / "run_0.1.0.json"
 
 def test_a_run_of_version_0_1_0_is_read_and_written_unchanged(tmp_path: Path) -> None:
     record = read_record(OLD)
-    assert set(record.stages) == set(STAGES)
+    assert set(record.stages) == set(STAGES) - {"slim"}  # which came later
     write_record(tmp_path / "run.json", record)
     before, after = json.loads(OLD.read_text()), json.loads((tmp_path / "run.json").read_text())
     assert after == before
@@ -127,6 +127,18 @@ def test_what_was_made_from_an_older_one_is_stale_with_what_follows() -> None:
     )
     assert find_stale("pruned", anew) is None
     assert find_stale("linear", anew) is None  # of a checkpoint that was named
+
+
+def test_what_was_made_before_a_stage_that_it_would_follow_now_is_stale() -> None:
+    slim = {**RECORDS, "slim": record("s", "c")}
+    stale = find_stale("onnx", slim)
+    assert stale == Stale("onnx", "slim", made_from="caps")
+    assert stale.words == "caps, before there was slim"
+    anew = {**slim, "onnx": record("o2", "s")}
+    assert line_of("onnx", anew) == ["baseline", "pruned", "caps", "slim", "onnx"]
+    assert find_stale("onnx", anew) is None
+    assert find_stale("onnx", {**anew, "caps": record("c2", "p")}) == Stale("slim", "caps", None)
+    assert kept_beside("slim", anew) == ["baseline", "pruned", "caps", "linear", "unknown"]
 
 
 def test_what_does_not_come_from_a_stage_is_kept_beside_it() -> None:

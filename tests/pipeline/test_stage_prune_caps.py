@@ -52,6 +52,7 @@ def test_the_smallest_network_within_the_tolerance_is_found_and_told(trained):
     assert "points of" in trained.said and "What remains:" in trained.said
     network = load_checkpoint(trained.path("slim")).network
     assert network.primary_caps.capsules == summary["capsules"] < summary["capsules_of"] == 12
+    assert network.primary_caps.rank == summary["primary_rank"] < summary["primary_rank_of"] == 24
     assert network.output_caps.iterations == summary["iterations"] <= summary["iterations_of"] == 3
     assert summary["parameters"] == sum(p.numel() for p in network.parameters())
     caps = load_checkpoint(trained.path("caps"))
@@ -82,15 +83,19 @@ def test_without_a_size_half_a_point_may_be_lost(trained):
         ({"iterations": 1}, {"iterations": 1, "capsules": 12}),
         ({"capsules": 2, "iterations": 2}, {"iterations": 2, "capsules": 2}),
         ({"capsules": 4, "flops": 0.4}, {"capsules": 4}),
+        ({"primary_rank": 3}, {"primary_rank": 3, "primary_rank_of": 24, "capsules": 12}),
+        ({"primary_rank": 2, "capsules": 3}, {"primary_rank": 2, "capsules": 3}),
+        ({"primary_rank": "auto", "capsules": 3, "candidates": 80}, {"capsules": 3}),
     ],
 )
 def test_sizes_are_met_exactly(trained, sizes, kept):
-    summary = trained.do("prune-caps", **QUICK, **sizes).to_dict()
+    summary = trained.do("prune-caps", **{**QUICK, **sizes}).to_dict()
     assert {key: summary[key] for key in kept} == kept
     network = load_checkpoint(trained.path("slim")).network
     assert network.primary_caps.capsules == summary["capsules"]
     assert network.output_caps.iterations == summary["iterations"]
     trunk = load_checkpoint(trained.path("caps")).trunk
+    assert network.primary_caps.stored().get("rank") == summary.get("primary_rank")
     same = [p.shape for p in network.trunk.parameters()] == [p.shape for p in trunk.parameters()]
     assert same == ("flops" not in sizes)
 
@@ -144,7 +149,7 @@ def test_an_interrupted_pruning_goes_on_to_the_same(trained, sizes, title):
     assert all(torch.equal(value, weights[key]) for key, value in state(trained).items())
 
 
-@pytest.mark.parametrize("sizes", [{"flops": 0.4}, {"tolerance": 10}])
+@pytest.mark.parametrize("sizes", [{"flops": 0.4}, {"tolerance": 10}, {"primary_rank": 3}])
 def test_a_strategy_gives_the_same_network_again(trained, sizes):
     trained.do("prune-caps", **QUICK, **sizes)
     expected = state(trained)
@@ -223,6 +228,28 @@ def test_a_strategy_of_a_backbone_or_of_another_network_is_refused(trained):
     with pytest.raises(CapspruneError, match="with the head dynamic, spatial"):
         trained.do("prune-caps", strategy=str(odd))
     assert "slim" not in trained.stages()
+
+
+def test_a_kind_that_has_no_rank_is_refused_one(trained):
+    trained.do("attach-caps", epochs=1, d1=2, d2=4, primary="depthwise", overwrite=True)
+    with pytest.raises(CapspruneError, match="of kind depthwise, and it is a dense one"):
+        trained.do("prune-caps", **QUICK, primary_rank=4)
+    assert "slim" not in trained.stages()
+
+
+@pytest.mark.parametrize("primary", ["depthwise", "pointwise", "factored"])
+def test_every_kind_of_primary_capsules_is_pruned(trained, primary):
+    attached = {"epochs": 1, "d1": 2, "d2": 4, "overwrite": True, "primary": primary}
+    before = trained.do("attach-caps", **attached).to_dict()
+    summary = trained.do("prune-caps", **QUICK, capsules=0.5, max_rate=0.9).to_dict()
+    network = load_checkpoint(trained.path("slim")).network
+    assert network.primary_caps.kind == primary
+    assert network.primary_caps.capsules == summary["capsules"] == before["primary_capsules"] // 2
+    best = candidates_of(trained)[summary["best_candidate"]]
+    assert best["macs"] == summary["forward_macs"]
+    assert best["parameters"] == summary["parameters"]
+    trained.do("prune-caps", epochs=0, round_to=1, tolerance=20, overwrite=True)
+    assert load_checkpoint(trained.path("slim")).network.primary_caps.kind == primary
 
 
 def test_a_run_without_capsules_is_refused(trained):
