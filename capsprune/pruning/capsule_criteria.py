@@ -21,8 +21,8 @@ from capsprune.capsules.routing_trace import RoutingStep, images_at_once, route_
 from capsprune.pruning.criteria import Batches, Scoring, needs_images
 from capsprune.pruning.least_squares import Rows, order_of_selection
 
-#: What `least_squares` adds to the squares of a capsule's values, as a part of their mean.
-RIDGE = 1e-3
+#: What is added to the squares of a capsule's values in least squares, as a part of their mean.
+RIDGE = 1e-2
 
 
 class Routed(NamedTuple):

@@ -6,6 +6,7 @@ target is what reaches the class capsules.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -77,14 +78,27 @@ class Rows:
         Returns:
             Coefficients, [p, Q]: `columns[:, chosen] @ coefficients` is close to `targets`.
         """
-        columns, penalty = self.columns[:, chosen], self.penalty(ridge)
-        if len(chosen) <= len(columns):
-            gram = columns.T @ columns
+        penalty = self.penalty(ridge)
+        if len(chosen) <= len(self.columns):
+            gram, cross = self._products(chosen)
             gram.diagonal().add_(penalty)
-            return torch.cholesky_solve(columns.T @ self.targets, torch.linalg.cholesky(gram))
+            return torch.cholesky_solve(cross, torch.linalg.cholesky(gram))
+        columns = self.columns[:, chosen]
         kernel = columns @ columns.T
         kernel.diagonal().add_(penalty)
         return columns.T @ torch.cholesky_solve(self.targets, torch.linalg.cholesky(kernel))
+
+    def _products(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
+        """Return a copy of columns times columns, [p, p], and times targets, [p, Q]."""
+        if self.columns.shape[1] <= len(self.columns):
+            gram, cross = self._all_products
+            return gram[chosen][:, chosen], cross[chosen]
+        columns = self.columns[:, chosen]
+        return columns.T @ columns, columns.T @ self.targets
+
+    @functools.cached_property
+    def _all_products(self) -> tuple[Tensor, Tensor]:
+        return self.columns.T @ self.columns, self.columns.T @ self.targets
 
 
 def order_of_selection(rows: Rows, width: int, ridge: float) -> Tensor:
