@@ -167,11 +167,19 @@ def file_content(
 ) -> FileContent:
     """Find what the file would hold that `write_onnx`, of the same arguments, writes.
 
+    It is found of other values: the exporter writes equal tensors once, such as the biases of a new
+    network, and a pruned one may have them in different sizes.
+
     Raises:
         ExportError: if the network cannot be exported.
     """
     check_opset(opset)
     exported = _Exported(network).eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for tensor in exported.state_dict().values():
+            if tensor.is_floating_point():
+                tensor.uniform_(0.5, 1.0, generator=generator)
     model, _ = _built(exported, image_size, class_names, metadata, opset, inline)
     weights = {
         tensor.name.removeprefix("network."): len(tensor.raw_data)
