@@ -91,7 +91,6 @@ def inspect_model(options: InspectOptions) -> dict[str, Any]:
         "backbone_macs": macs,
         "backbone_macs_unpruned": unpruned_macs,
         "flops_ratio": macs / unpruned_macs,
-        **head.details(config),
         **costs,
         "groups": groups,
     }
@@ -218,7 +217,7 @@ def network_costs(
 
     Returns:
         `trunk_macs`, `forward_macs`, `training_flops` (as the paper counts), `parameters`, with a
-        head `head_macs`, and what sizes the head has. `parts`: the `macs`, `parameters` and
+        head `head_macs`, what it is, and what sizes it has. `parts`: the `macs`, `parameters` and
         `weight_bytes` (of parameters and statistics, as a checkpoint stores them) of the trunk, and
         of each part of what stands on it.
     """
@@ -230,9 +229,10 @@ def network_costs(
         else:
             layer_macs[layer] = macs
     head = head_of(network)
-    costs = head.costs(network, layer_macs)
+    costs, config = head.costs(network, layer_macs), head.describe(network)
     passes = _PASSES_FROZEN if frozen else _PASSES_FINETUNED
     return {
+        **({} if config is None else head.details(config)),
         **costs.sizes,
         "trunk_macs": trunk_macs,
         **({} if head is OWN_CLASSIFIER else {"head_macs": costs.macs}),

@@ -198,7 +198,7 @@ class Head:
         return None
 
     def details(self, config: Any) -> dict[str, Any]:
-        """Return what the summary of `attach-caps` says of the config."""
+        """Return what summaries of networks say of the config."""
         return {}
 
     def words(self, network: Any, features: FeatureMap) -> str:

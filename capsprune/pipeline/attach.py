@@ -144,7 +144,6 @@ def _train_head(
             "model": described.model,
             "data": described.data.name,
             "frozen": options.freeze,
-            **head.details(config),
             **training,
             **score_summary(score, splits.class_names),
             **checkpoint_costs(Checkpoint(network, architecture), frozen=options.freeze),

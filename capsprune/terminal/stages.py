@@ -18,6 +18,7 @@ from capsprune.summaries import (
     MeasurementSummary,
     NetworkSummary,
     ProfileSummary,
+    SlimSummary,
 )
 from capsprune.terminal.layout import (
     NOT_AVAILABLE,
@@ -50,8 +51,12 @@ def print_checkpoint(title: str, summary: NetworkSummary, path: str, seconds: fl
         rows.append(("imported from", ", ".join(told)))
     if summary.flops_ratio is not None:
         rows.append(("FLOPs that remain", percent(summary.flops_ratio)))
+    if isinstance(summary, SlimSummary) and summary.params_ratio is not None:
+        rows.append(("parameters that remain", percent(summary.params_ratio)))
     if summary.candidates is not None:
         rows.append(("candidates tried", str(summary.candidates)))
+    if isinstance(summary, SlimSummary) and summary.accuracy_of_caps is not None:
+        rows.append(("before pruning", percent(summary.accuracy_of_caps)))
     if summary.accuracy_before_finetuning is not None:
         rows.append(("before fine-tuning", percent(summary.accuracy_before_finetuning)))
     rows.append(("test accuracy", _accuracy(summary.accuracy, summary.majority_rate)))
@@ -105,15 +110,15 @@ def print_profile(profile: ProfileSummary) -> None:
     provider = measurements[0].provider.upper()
     table = new_table(f"Profile in ONNX Runtime on {provider}, medians")
     table.add_column("")
-    slim = next((variant for variant in variants if variant.startswith("slim,")), None)
-    compared = slim is not None and slim != variants[0]
+    slim = STAGES["slim"].network
+    compared = slim in variants and slim != variants[0]
     for variant in variants:
         table.add_column(variant.replace(", ", ",\n") if compared else variant, justify="right")
     if compared:
         table.add_column(f"slim of\n{variants[0]}", justify="right")
 
     def add(title: str, values: Sequence[float], write: Callable[[float], str]) -> None:
-        ratio = [percent(values[variants.index(slim)] / values[0])] if slim and compared else []
+        ratio = [percent(values[variants.index(slim)] / values[0])] if compared else []
         table.add_row(title, *map(write, values), *ratio)
 
     costs = [profile.variants[variant] for variant in variants]
@@ -383,19 +388,27 @@ def _cost_rows(summary: Summary) -> list[tuple[str, str]]:
             (
                 "bottleneck, primary capsules",
                 f"S = {summary.get('bottleneck_channels', NOT_AVAILABLE)}, "
-                f"I = {summary['primary_capsules']}",
+                f"I = {_left(summary, 'primary_capsules', 'capsules_of')}",
             )
         )
     kind = [summary[key] for key in ("primary",) if key in summary]
-    sizes = {"rank": "primary_rank", "types": "primary_types"}
-    kind += [f"{title} {summary[key]}" for title, key in sizes.items() if key in summary]
+    if "primary_types" in summary:
+        kind.append(f"types {summary['primary_types']}")
+    if "primary_rank" in summary:
+        kind.append(f"rank {_left(summary, 'primary_rank', 'primary_rank_of')}")
     if kind:
         rows.append(("PrimaryCaps", ", ".join(kind)))
     if "routing_iterations" in summary:
-        rows.append(("routing iterations", str(summary["routing_iterations"])))
+        left = _left(summary, "routing_iterations", "iterations_of")
+        rows.append(("routing iterations", left))
     rows.append(("MACs of a forward pass", count(summary["forward_macs"])))
     rows.append(("parameters", count(summary["parameters"])))
     return rows
+
+
+def _left(summary: Summary, key: str, before: str) -> str:
+    """Write a size, and what it was before it was pruned, where it was."""
+    return f"{summary[key]} of {summary[before]}" if before in summary else str(summary[key])
 
 
 def _shapes(shapes: Mapping[str, Sequence[Any]]) -> str:
