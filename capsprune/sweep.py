@@ -44,6 +44,7 @@ _OF_THE_GRID = {
     "train": ("model",),
     "prune": ("model", "data", "data-root", "image-size", "flops", "strategy"),
     "attach-caps": ("freeze", "checkpoint"),
+    "prune-caps": ("checkpoint",),
 }
 #: A sweep may grow along these; all else stays as it was begun.
 _MAY_GROW = ("backbones", "pruned", "seeds", "trunks", "published", "slim")
@@ -417,7 +418,9 @@ def open_sweep(runs_dir: Path, recipe: SweepRecipe, precision: str = "32-true") 
     before = read_sweep(runs_dir, recipe.name)
     asked = recipe.model_dump(mode="json", by_alias=True)
     had = before.recipe.model_dump(mode="json", by_alias=True)
-    changed = [key for key in asked if key not in _MAY_GROW and asked[key] != had[key]]
+    # What the sizes have in common is open until there is one.
+    may_grow = _MAY_GROW if had["slim"] else (*_MAY_GROW, "prune-caps")
+    changed = [key for key in asked if key not in may_grow and asked[key] != had[key]]
     changed += [
         f"{key}.{name}"
         for key in _NAMED

@@ -130,6 +130,67 @@ def test_a_sweep_goes_on_with_its_recipe_and_may_grow(tmp_path):
         open_sweep(tmp_path / "runs", recipe(tmp_path, SMALL.replace("0.5}", "0.6}")))
 
 
+SLIM = """
+prune-caps: {epochs: 1, capsule-criterion: taylor}
+slim:
+  - {capsules: 0.5}
+  - {primary-rank: 16, capsule_criterion: random}
+  - {name: tiny, capsules: 3}
+"""
+
+
+def test_each_capsule_network_is_pruned_to_each_size(tmp_path):
+    grid = recipe(tmp_path, SMALL + SLIM)
+    assert list(grid.slim) == ["capsules-0.5", "primary-rank-16-capsule-criterion-random", "tiny"]
+    assert len(grid.cells) == 8 * 4 == len({cell.name for cell in grid.cells})
+    cell = GridCell("mobilenet_v1", 50, "frozen", 4, "tiny")
+    assert cell in grid.cells and cell.name == "mobilenet_v1-50-frozen-tiny-s4"
+    assert grid.cells.index(cell.whole) < grid.cells.index(cell)
+    assert cell.shared == ("baseline", "pruned", "caps")
+    assert cell.stages == ("pruned", "caps", "slim", "onnx")
+    options = grid.cell_recipe(cell).stages["slim"]
+    assert (options.capsules, options.epochs, options.capsule_criterion) == (3, 1, "taylor")
+    other = grid.cell_recipe(GridCell("mobilenet_v1", 0, "frozen", 3, [*grid.slim][1]))
+    assert other.stages["slim"].capsule_criterion == "random"
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("slim: [{capsulse: 3}]", r"capsulse is no field of a recipe; did you mean capsules\?"),
+        ("slim: [{capsules: -1}]", "prune-caps.capsules -1 is not accepted"),
+        ("slim: [3]", "slim .* it should be a list of options of prune-caps"),
+        (
+            "slim: [{name: a, capsules: 1}, {name: a, capsules: 2}]",
+            "two of its sizes have the name",
+        ),
+        ("prune-caps: {checkpoint: caps}", "prune-caps.checkpoint follows from the grid"),
+    ],
+)
+def test_what_is_wrong_with_a_size_is_named(tmp_path, line, said):
+    with pytest.raises(CapspruneError, match=said) as caught:
+        recipe(tmp_path, f"backbones: mobilenet_v1\n{line}")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_sweep_may_grow_by_a_size_and_keeps_those_it_has(tmp_path):
+    open_sweep(tmp_path, recipe(tmp_path, SMALL + SLIM)).write()
+    assert read_sweep(tmp_path, "grid").recipe == recipe(tmp_path, SMALL + SLIM)
+    larger = recipe(tmp_path, SMALL + SLIM + "  - {capsules: 0.05}\n")
+    assert len(open_sweep(tmp_path, larger).recipe.slim) == 4
+    with pytest.raises(SweepError, match=r"begun with other options \(slim.tiny\)"):
+        open_sweep(tmp_path, recipe(tmp_path, SMALL + SLIM.replace("capsules: 3", "capsules: 4")))
+
+
+def test_a_sweep_of_before_there_were_sizes_goes_on(tmp_path):
+    sweep = open_sweep(tmp_path, recipe(tmp_path, SMALL))
+    sweep.write()
+    stored = json.loads((sweep.directory / "sweep.json").read_text())
+    del stored["recipe"]["slim"], stored["recipe"]["prune-caps"]
+    (sweep.directory / "sweep.json").write_text(json.dumps(stored))
+    assert open_sweep(tmp_path, recipe(tmp_path, SMALL + SLIM)).recipe.slim
+
+
 def test_a_sweep_keeps_its_precision(tmp_path):
     grid = recipe(tmp_path, SMALL)
     open_sweep(tmp_path, grid, "bf16-mixed").write()

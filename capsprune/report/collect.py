@@ -39,6 +39,7 @@ from capsprune.summaries import (
     MeasurementSummary,
     NetworkSummary,
     ProfileSummary,
+    SlimSummary,
 )
 from capsprune.sweep import DamagedSweep, is_sweep, read_sweep
 
@@ -49,9 +50,6 @@ _FIGURES = (
     *("trunk_macs", "head_macs", "forward_macs", "training_flops", "parameters", "flops_ratio"),
 )
 
-#: Options of `prune-caps` that ask for a size.
-_ASKED = ("capsules", "primary_rank", "iterations", "primary_caps", "flops", "params", "file_size",
-          "latency", "strategy")  # fmt: skip
 #: What `profile` measures in one run: which networks these are.
 _RUN_VARIANTS: dict[str, tuple[str, Kind]] = {
     "unpruned, linear": ("unpruned", "linear"),
@@ -66,8 +64,14 @@ _HEADED = {"caps": "capsules", "linear": "linear", "slim": "capsules"}
 _MEASURED = {field.name for field in fields(Latency)} & MeasurementSummary.model_fields.keys()
 #: Characters of a name that a table or a legend has room for.
 _LONGEST = 80
-#: Figures of the network that a slim one was made from, which stand beside its own.
-_OF_WHOLE = ("accuracy", "primary_capsules")
+#: Figures of a slim network, and of the one that it was made from: where its summary has them.
+_SLIM = {
+    "primary_capsules": "capsules",
+    "primary_capsules_whole": "capsules_of",
+    "primary_rank": "primary_rank",
+    "iterations": "iterations",
+    "accuracy_whole": "accuracy_of_caps",
+}
 #: What a part of a network costs, and under which names a report has it.
 _COSTS = {"macs": "macs", "parameters": "parameters", "weight_bytes": "bytes"}
 #: What sizes a capsule head says that it has, and under which names a report has them.
@@ -271,15 +275,18 @@ class _Reader:
                 head = cut_apart(config["kind"], _LONGEST)
         about = {**own, **_about(summary)}
         frozen = summary.to_dict().get("frozen", False)
-        if stage == "slim":
-            about |= _pruning(record, size)
+        if isinstance(summary, SlimSummary):
+            values |= {
+                name: value
+                for name, key in _SLIM.items()
+                if (value := getattr(summary, key)) is not None
+            }
             if "caps" in run.stages:
                 whole = run.stages["caps"].summary_as(HeadSummary)
-                frozen = whole.frozen
-                found = _figures(whole)
-                values |= {f"{key}_whole": found[key] for key in _OF_WHOLE if key in found}
-            told = {key: about[key] for key in about if key not in ("criterion", "asked")}
-            self._read_search(record, folder, told)
+                frozen, values["parameters_whole"] = whole.frozen, whole.parameters
+            about["slim"], pruning = _pruned_to(record, size)
+            self._read_search(record, folder, about)
+            about |= pruning
         return Cell(
             **about,
             head=head,
@@ -395,19 +402,24 @@ def _found(record: StageRecord) -> tuple[_Values, dict[str, Any] | None]:
     return {"file_bytes": record.summary_as(ExportSummary).bytes}, None
 
 
-def _pruning(record: StageRecord, name: str) -> dict[str, str]:
-    """Return how a capsule network was pruned: to which size, and by which criterion.
+def _pruned_to(record: StageRecord, name: str) -> tuple[str, dict[str, str]]:
+    """Return to which size a capsule network was pruned; which were asked for, and the criterion.
 
     Args:
         record: of the stage `slim`.
         name: of the size, where it has one.
     """
-    asked = {key: found for key in _ASKED if (found := record.options.get(key)) is not None}
-    name = name or ", ".join(f"{key.replace('_', '-')} {size}" for key, size in asked.items())
-    return {
-        "slim": cut_apart(name or "as small as can be", _LONGEST),
-        "criterion": cut_apart(str(record.options.get("capsule_criterion") or ""), _LONGEST),
-        "asked": ", ".join(asked),
+    from capsprune.pruning.target import Target  # which takes torch to import
+
+    sizes = {field.name: record.options.get(field.name) for field in fields(Target)}
+    asked = ["nothing"] if sizes["flops"] == 1 else [key for key, size in sizes.items() if size]
+    if record.options.get("strategy"):
+        asked = ["strategy"]
+    words = ", ".join(f"{key.replace('_', '-')} {sizes.get(key) or ''}".rstrip() for key in asked)
+    criterion = record.summary_as(SlimSummary).capsule_criterion or ""
+    return cut_apart(name or words or "as small as can be", _LONGEST), {
+        "criterion": cut_apart(criterion, _LONGEST),
+        "asked": ", ".join([key for key in asked if key != "iterations"] or asked),
     }
 
 

@@ -109,7 +109,7 @@ class Pair:
     variance: float = 0
 
 
-def judge(statement: str, needs: str, comparisons: Sequence[Comparison]) -> PaperClaim:
+def judge(statement: str, needs: str, comparisons: Iterable[Comparison]) -> PaperClaim:
     """Judge a claim by its comparisons.
 
     Args:
@@ -117,6 +117,7 @@ def judge(statement: str, needs: str, comparisons: Sequence[Comparison]) -> Pape
         needs: what it takes to compare, for where there is nothing.
         comparisons: how each came out.
     """
+    comparisons = list(comparisons)
     if not comparisons:
         evidence = f"It takes {needs}, which these results lack."
         return PaperClaim(statement, "cannot be told", evidence)

@@ -7,7 +7,7 @@ It is the routing that capsules are removed from, so its time is compared.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from capsprune.report.judging import (
     Comparison,
@@ -19,7 +19,7 @@ from capsprune.report.judging import (
     decide,
     judge,
 )
-from capsprune.report.results import Row
+from capsprune.report.results import Row, Trunk
 
 #: Per cent of the primary capsules that are removed, and ranks of PrimaryCaps.
 _REMOVED = (50, 75, 90, 95, 98)
@@ -34,11 +34,14 @@ _FASTER, _FASTER_AT = 9.9, 95
 _ACCURACY = Quantity("accuracy", 100, 2, "%")
 _SPEED = Quantity("", 1, 1, "times")
 _BATCHES = (1, 32)
+#: Kind of trunk, pruned level and head.
+_Network = tuple[Trunk, int, str]
 
 NOTE = (
     "A slim network is compared with the one that it was made from, on the same images, of which "
     "both tell nearly all alike: the error of a difference is the standard error over the seeds, "
-    "and the binomial one, which takes them for independent, with one seed alone."
+    "and the binomial one, which takes them for independent, with one seed alone. Where that "
+    "network was fine-tuned like the slim ones too (a size of flops: 1), it is so in comparisons."
 )
 
 
@@ -52,8 +55,9 @@ def slim_claims(rows: Sequence[Row]) -> list[PaperClaim]:
         Nothing where no network was pruned so.
     """
     whole = {(row.trunk, row.pruned, row.head): row for row in rows if row.kind == "capsules"}
-    fewer = [row for row in rows if row.slim and _removed(row) and _asked(row, "capsules")]
-    factored = [row for row in rows if row.slim and _asked(row, "primary_rank")]
+    tuned = {(r.trunk, r.pruned, r.head): r for r in rows if r.slim and r.asked == "nothing"}
+    fewer = [row for row in rows if row.slim and row.asked == "capsules" and _removed(row) > 0]
+    factored = [row for row in rows if row.slim and row.asked == "primary_rank"]
     told = f"loses at most {100 * TOLERANCE:g} points of accuracy."
     found = []
     for percent in _REMOVED if fewer else ():
@@ -62,7 +66,7 @@ def slim_claims(rows: Sequence[Row]) -> list[PaperClaim]:
             judge(
                 f"PrunedCaps: with {percent} % of its primary capsules removed the network {told}",
                 f"networks with about {percent} % of the capsules removed",
-                [_loss(row, _kept) for row in near],
+                _losses(near, _kept, tuned),
             )
         )
         if percent == _FASTER_AT:
@@ -83,7 +87,7 @@ def slim_claims(rows: Sequence[Row]) -> list[PaperClaim]:
             judge(
                 f"beyond the papers: with PrimaryCaps factored at rank {rank} the network {told}",
                 f"networks whose PrimaryCaps has rank {rank}",
-                [_loss(r, _rank) for r in factored if _mean(r, "primary_rank") == rank],
+                _losses([r for r in factored if _mean(r, "primary_rank") == rank], _rank, tuned),
             )
         )
     return found
@@ -100,12 +104,6 @@ def _removed(row: Row) -> float:
     return 100 * (1 - _mean(row, "primary_capsules") / whole) if whole else 0
 
 
-def _asked(row: Row, size: str) -> bool:
-    """Tell whether this size was asked for, and none that takes more than the routing away."""
-    asked = row.asked.split(", ")
-    return size in asked and {*asked} <= {size, "iterations"}
-
-
 def _kept(row: Row) -> str:
     kept, whole = _mean(row, "primary_capsules"), _mean(row, "primary_capsules_whole")
     return f"{kept:.3g} of {whole:.4g} capsules"
@@ -116,27 +114,41 @@ def _rank(row: Row) -> str:
 
 
 def _what(row: Row, told: str, *further: str) -> str:
-    by = [f"by {row.criterion}"] if row.criterion and row.asked != "primary_rank" else []
+    by = [f"by {row.criterion}"] if row.criterion and row.asked == "capsules" else []
     return ", ".join((row.trunk, f"{row.pruned} % pruned", " ".join((told, *by)), *further))
 
 
-def _loss(row: Row, tell: Callable[[Row], str]) -> Comparison:
-    """Compare a slim network with the one that it was made from."""
-    cells = [cell for cell in row.cells if {"accuracy", "accuracy_whole"} <= cell.values.keys()]
-    pairs = [
-        Pair(
-            cell.values["accuracy"],
-            cell.values["accuracy_whole"],
+def _losses(
+    rows: Iterable[Row], tell: Callable[[Row], str], tuned: Mapping[_Network, Row]
+) -> Iterator[Comparison]:
+    """Compare slim networks with those that they were made from: where there are, fine-tuned alike.
+
+    Args:
+        rows: the slim networks.
+        tell: says what was left of one.
+        tuned: those that were fine-tuned alike.
+    """
+    for row in rows:
+        control = tuned.get((row.trunk, row.pruned, row.head))
+        key = "accuracy" if control else "accuracy_whole"
+        before = {cell.seed: cell.values.get(key) for cell in (control or row).cells}
+        found = [
+            (cell, accuracy)
+            for cell in row.cells
+            if "accuracy" in cell.values and (accuracy := before.get(cell.seed)) is not None
+        ]
+        pairs = [
             # The seeds tell what the images leave open, which are the same before and after.
-            2 * binomial(cell) if len(cells) == 1 else 0,
-        )
-        for cell in cells
-    ]
-    pairing = Pairing(_what(row, tell(row)), row, None, "", "of the whole network")
-    return decide(_ACCURACY, 1, pairing, pairs, margin=TOLERANCE)
+            Pair(cell.values["accuracy"], accuracy, 2 * binomial(cell) if len(found) == 1 else 0)
+            for cell, accuracy in found
+        ]
+        name = "of the whole network" + (", fine-tuned alike" if control else "")
+        if pairs:
+            pairing = Pairing(_what(row, tell(row)), row, control, "", name)
+            yield decide(_ACCURACY, 1, pairing, pairs, margin=TOLERANCE)
 
 
-def _speeds(row: Row, before: Row) -> Iterable[Comparison]:
+def _speeds(row: Row, before: Row) -> Iterator[Comparison]:
     """Compare how much faster the routing has become with what was published, at each batch."""
     of_whole = {cell.seed: cell for cell in before.cells}
     for batch in _BATCHES:

@@ -14,6 +14,7 @@ from capsprune.report.results import Kind, OfRun, Results, Row, grouped, spread_
 #: Key of an accuracy, and what it is of.
 _SCORED = {"accuracy": "after fine-tuning", "accuracy_before_finetuning": "before it"}
 _WHOLE = "whole network"
+_TUNED = "whole network, fine-tuned alike"
 #: Key of a size, what it is called, and the same size of the whole network, where it has it.
 _SIZES = (
     ("primary_capsules", "primary capsules kept", "primary_capsules_whole"),
@@ -39,7 +40,8 @@ _KINDS: dict[Kind, str] = {
 def accuracy_against_capsules(results: Results) -> Figure:
     """Accuracy against the capsules that are kept, or the rank, by criterion."""
     rows = [row for row in results.rows_of("slim") if row.spread("accuracy")]
-    labels = [*dict.fromkeys(_series(row) for row in rows), _WHOLE]
+    rows.sort(key=lambda row: row.asked != "capsules")
+    labels = [*dict.fromkeys(map(_series, rows)), _WHOLE]
     encodings = charts.looks("series", "Capsules ranked by", labels)
     styles = dict(zip(_SCORED.values(), (SOLID, DOTTED), strict=True))
     encodings["strokeDash"] = charts.dashes("scored", "Accuracy", styles)
@@ -66,7 +68,8 @@ def accuracy_against_capsules(results: Results) -> Figure:
         "Accuracy against the capsules that are kept",
         "Solid: after fine-tuning. Dotted and hollow: before it, as the criterion left the "
         "network. Means over the seeds, with the standard deviation as bars. The whole network is "
-        "the one that all of them were made from.",
+        "the one that all of them were made from; fine-tuned alike, it shows what further epochs "
+        "alone give.",
         panels,
         [*labels, *_SCORED.values()],
         columns=2,
@@ -218,6 +221,8 @@ def accuracy_against_size(results: Results) -> Figure:
 
 def _series(row: Row) -> str:
     """Return which line a row is on: its criterion, and what was asked for beside capsules."""
+    if row.asked == "nothing":
+        return _TUNED
     if row.asked == "primary_rank":
         return "rank, by energy"
     criterion = row.criterion or "not told"

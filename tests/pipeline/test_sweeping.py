@@ -110,6 +110,61 @@ def test_what_fails_is_noted_until_it_is_made(tmp_path, done):
     assert sweep(tmp_path).failed == {}
 
 
+SLIM = """
+attach-caps: {d1: 2, d2: 4}
+prune-caps: {candidates: 2, round-to: 1, epochs: 0}
+slim: [{capsules: 2, iterations: 3}]
+"""
+
+
+@pytest.mark.usefixtures("toys")
+def test_the_capsule_network_of_a_cell_is_pruned_in_a_run_of_its_own(tmp_path, done):
+    text = RECIPE.replace("[0, 50]", "[0]") + SLIM
+    made = sweep(tmp_path, text)
+    whole, slim = made.recipe.cells
+    assert made.failed == {} and slim.whole == whole
+    assert done.index(whole.name) < done.index(slim.name)
+    runs, _ = made.read_runs()
+    for stage in slim.shared:
+        assert runs[slim.name].stages[stage].id == runs[whole.name].stages[stage].id
+    weights = [runs[cell.name].path("caps") / "model.safetensors" for cell in (whole, slim)]
+    assert weights[0].samefile(weights[1])
+    assert runs[slim.name].stages["slim"].parent == runs[whole.name].stages["caps"].id
+    assert runs[slim.name].stages["onnx"].parent == runs[slim.name].stages["slim"].id
+    assert all(made.done(runs).values())
+    variants = json.loads(made.profile_path.read_text())["variants"]
+    (variant,) = (one for one in variants.values() if one.get("slim"))
+    assert variant["run"] == slim.name and len(variants) == 3
+
+    # It goes on where it stopped, and grows; what there is already is not done again.
+    done.clear()
+    runs[slim.name].path("onnx").rename(tmp_path / "gone")
+    grown = sweep(tmp_path, text.replace("iterations: 3}]", "iterations: 3}, {flops: 1}]"))
+    assert grown.failed == {}
+    assert [name for name in done if "toy" in name] == [cell.name for cell in grown.cells[1:]]
+
+
+@pytest.mark.usefixtures("toys")
+def test_what_a_slim_network_is_made_from_may_fail(tmp_path, done):
+    text = RECIPE.replace("[0, 50]", "[0]") + SLIM
+    whole, slim = read_cells(tmp_path, text)
+    done.fails = frozenset({whole.name})
+    assert sweep(tmp_path, text).failed[slim.name] == "not begun"
+    done.fails = frozenset()
+    made = sweep(tmp_path, text)
+    assert made.failed == {}
+    weights = read_run(made.directory, whole.name).path("caps") / "model.safetensors"
+    weights.unlink()  # of the whole network alone: a link is no copy
+    weights.write_bytes(b"broken")
+    read_run(made.directory, slim.name).path("onnx").rename(tmp_path / "gone")
+    failed = sweep(tmp_path, text).failed
+    assert failed[slim.name] == f"not begun, as {whole.name} failed"
+
+
+def read_cells(folder, text):
+    return read(folder, text).cells
+
+
 def read(folder, text):
     path = folder / "grid.yaml"
     path.write_text(text)

@@ -22,6 +22,7 @@ SLIM = {
     "few": ({"capsules": 0.05}, 0.05, 0.002),
     "hardly": ({"capsules": 0.02}, 0.02, 0.05),
     "rank": ({"primary-rank": 8}, 1, 0.001),
+    "whole": ({"flops": 1}, 1, -0.001),
 }
 
 
@@ -113,7 +114,13 @@ def pruned_capsules(cell, kept, criterion="coupling"):
         cell,
         kept,
         "capsules",
-        primary_capsules=max(1, round(128 * kept * left)),
+        frozen=False,
+        capsules=max(1, round(128 * kept * left)),
+        capsules_of=round(128 * kept),
+        iterations=3,
+        iterations_of=3,
+        accuracy_of_caps=accuracy(cell, "capsules"),
+        capsule_criterion=criterion,
         accuracy=accuracy(cell, "capsules") - lost,
         accuracy_before_finetuning=accuracy(cell, "capsules") - 2 * lost - 0.01,
         parameters=round(1e6 * kept * (0.5 + left / 2)),
@@ -123,8 +130,9 @@ def pruned_capsules(cell, kept, criterion="coupling"):
             output_caps=round(1e5 * kept * left),
         ),
     )
-    options = {key.replace("-", "_"): value for key, value in asked.items()}
-    return network, options | {"capsule_criterion": criterion}
+    if "primary-rank" in asked:
+        network |= {"primary_rank": asked["primary-rank"], "primary_rank_of": 256}
+    return network, {key.replace("-", "_"): value for key, value in asked.items()}
 
 
 def exported(size):
@@ -212,7 +220,7 @@ def make_run(
     with open_run(runs_dir, name, cell.seed, create=True) as run:
         for stage in order:
             summary = stages[stage]
-            head = {"kind": "dynamic", "iterations": 3, "rank": 8 if cell.slim == "rank" else None}
+            head = {"kind": "dynamic", "iterations": 3}
             files = {"metrics.jsonl": metrics(), "architecture.json": architecture()}
             if stage in ("caps", "slim"):
                 files["architecture.json"] = architecture(head)
