@@ -5,6 +5,7 @@ The commands are functions, each with the options of its command:
     >>> import capsprune
     >>> pruned = capsprune.prune(model="resnet50", flops=0.5)  # doctest: +SKIP
     >>> caps = capsprune.attach_capsules()  # doctest: +SKIP
+    >>> slim = capsprune.prune_capsules()  # doctest: +SKIP
     >>> exported = capsprune.export_onnx()  # doctest: +SKIP
     >>> session = capsprune.session(exported.summary.path)  # doctest: +SKIP
 
@@ -17,7 +18,15 @@ from capsprune.lazy import lazy_names
 from capsprune.version import __version__
 
 if TYPE_CHECKING:
-    from capsprune.api import analyse, attach_capsules, export_onnx, profile, prune, train
+    from capsprune.api import (
+        analyse,
+        attach_capsules,
+        export_onnx,
+        profile,
+        prune,
+        prune_capsules,
+        train,
+    )
     from capsprune.checkpoint import load_checkpoint
     from capsprune.runtime.sessions import op_library, session
 
@@ -30,6 +39,7 @@ __all__ = [
     "op_library",
     "profile",
     "prune",
+    "prune_capsules",
     "session",
     "train",
 ]
@@ -44,6 +54,7 @@ __getattr__ = lazy_names(
         "op_library": "runtime.sessions",
         "profile": "api",
         "prune": "api",
+        "prune_capsules": "api",
         "session": "runtime.sessions",
         "train": "api",
     },

@@ -17,6 +17,7 @@ from capsprune.options import (
     ExportOptions,
     Options,
     ProfileOptions,
+    PruneCapsOptions,
     PruneOptions,
     TrainOptions,
 )
@@ -145,6 +146,19 @@ attach_capsules = _function(
 """,
 )
 
+prune_capsules = _function(
+    "prune_capsules",
+    "prune-caps",
+    PruneCapsOptions,
+    "Prune the capsule network as a whole, head and trunk, and fine-tune it.",
+    """
+>>> import capsprune
+>>> slim = capsprune.prune_capsules(capsules=5, candidates=2, epochs=0)
+>>> slim.summary.capsules
+5
+""",
+)
+
 export_onnx = _function(
     "export_onnx",
     "export",
@@ -170,7 +184,7 @@ profile = _function(
 >>> import capsprune
 >>> profiled = capsprune.profile(batch=1, repeats=2)
 >>> list(profiled.summary.variants)
-['unpruned, linear', 'unpruned, capsules', 'pruned, capsules']
+['unpruned, linear', 'unpruned, capsules', 'pruned, capsules', 'slim, capsules']
 """,
 )
 

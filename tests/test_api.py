@@ -13,7 +13,15 @@ from capsprune.errors import CapspruneError
 from capsprune.options import PruneOptions
 
 #: In the order in which a run's stages are made.
-COMMANDS = ("train", "prune", "attach_capsules", "export_onnx", "profile", "analyse")
+COMMANDS = (
+    "train",
+    "prune",
+    "attach_capsules",
+    "prune_capsules",
+    "export_onnx",
+    "profile",
+    "analyse",
+)
 
 
 @pytest.mark.slow

@@ -19,6 +19,8 @@ MOST_ACCURACY_LOST = 0.01
 #: reported and fails nothing.
 MOST_SECONDS = 360.0
 FLOPS, FLOPS_TOLERANCE = 0.5, 0.005
+#: Of the slim network, whose parameters are fewer than half of the unpruned linear one's.
+MOST_PARAMETERS = 1_350_000
 MOST_DIFFERENCE = 1e-4
 
 
@@ -31,13 +33,17 @@ def main() -> None:
     stages = json.loads((arguments.run / "run.json").read_text(encoding="utf-8"))["stages"]
     summary = {name: stage["summary"] for name, stage in stages.items()}
     baseline, capsules = summary["baseline"]["accuracy"], summary["caps"]["accuracy"]
+    slim, linear = summary["slim"], summary["baseline"]
     ratio, difference = summary["pruned"]["flops_ratio"], summary["onnx"]["max_abs_difference"]
     checks = {
         f"baseline accuracy {baseline:.2%}": baseline >= LEAST_BASELINE_ACCURACY,
         f"capsule accuracy {capsules:.2%}": capsules >= baseline - MOST_ACCURACY_LOST,
+        f"slim accuracy {slim['accuracy']:.2%}": slim["accuracy"] >= capsules - MOST_ACCURACY_LOST,
+        f"slim parameters {slim['parameters']:,}": slim["parameters"] <= MOST_PARAMETERS,
+        f"slim MACs {slim['forward_macs']:,}": slim["forward_macs"] < linear["forward_macs"],
         f"FLOPs ratio {ratio:.4f}": abs(ratio - FLOPS) <= FLOPS_TOLERANCE,
         f"ONNX differs by {difference:.1e}": difference <= MOST_DIFFERENCE,
-        f"{len(summary['profile']['variants'])} variants": len(summary["profile"]["variants"]) == 3,
+        f"{len(summary['profile']['variants'])} variants": len(summary["profile"]["variants"]) == 4,
     }
     for text, holds in checks.items():
         print(f"{'ok ' if holds else 'BAD'} {text}")
