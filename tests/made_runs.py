@@ -42,6 +42,7 @@ ANALYSIS = {
     "robustness": [{"distortion": "none", "amount": 0, "unit": "", "capsules": 0.5}],
 }
 SUMMARIES = dict.fromkeys([*STAGES], NETWORK) | {
+    "slim": NETWORK | {"capsules": 1, "capsules_of": 2},
     "onnx": ONNX,
     "profile": PROFILE,
     "analysis": ANALYSIS,

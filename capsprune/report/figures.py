@@ -384,7 +384,10 @@ def _measured(
     name = f"{_after(results.source_of(row))}{row.backbone}, {row.pruned} % pruned, {row.trunk}"
     records = []
     for number, values in enumerate(series, 1):
-        spread = Spread.of(values).times(factor)
+        known = [value for value in values if value is not None]
+        if not known:  # of no image, as a file may say
+            continue
+        spread = Spread.of(known).times(factor)
         line = row.trunk if by_level else f"{row.pruned} {row.trunk}"
         records.append(
             charts.point(line, _level(row.pruned), row.pruned if by_level else number, spread)

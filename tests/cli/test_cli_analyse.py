@@ -13,6 +13,7 @@ FOUND = {
     *("images", "model", "data", "frozen", "bottleneck_entropy", "active_share"),
     *("coupling_entropy", "agreement_true", "agreement_other", "primary_length"),
     *("never_active", "never_active_share", "primary_capsules", "robustness"),
+    *("network", "accuracy_by_iteration"),
 }
 
 
