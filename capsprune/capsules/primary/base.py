@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from typing import ClassVar, TypeVar
 
 from torch import Tensor, nn
@@ -12,6 +13,8 @@ from capsprune.capsules.routing import squash
 from capsprune.errors import ModelError
 
 PrimaryCapsT = TypeVar("PrimaryCapsT", bound="PrimaryCaps")
+#: Options of the layers as users write them.
+_FLAGS = {"types": "--types", "rank": "--primary-rank", "capsules": "--capsules"}
 
 
 class PrimaryCaps(nn.Module):
@@ -36,7 +39,6 @@ class PrimaryCaps(nn.Module):
         self.d1 = d1
 
     @classmethod
-    @abstractmethod
     def make(
         cls: type[PrimaryCapsT],
         features: FeatureMap,
@@ -58,6 +60,31 @@ class PrimaryCaps(nn.Module):
         Raises:
             ModelError: if it does not fit the trunk, or has no such option.
         """
+        given = {"types": types, "rank": rank, "capsules": capsules}
+        options = {name: value for name, value in given.items() if value is not None}
+        for name in options:
+            if name not in cls.options:
+                raise ModelError(
+                    f"PrimaryCaps of kind {cls.kind} has no {_FLAGS[name]}; leave it out, or give "
+                    "another --primary."
+                )
+        return cls.fitting(features, d1, options)
+
+    @classmethod
+    @abstractmethod
+    def fitting(
+        cls: type[PrimaryCapsT], features: FeatureMap, d1: int, options: Mapping[str, int]
+    ) -> PrimaryCapsT:
+        """Make a new layer for a trunk, as `make` does.
+
+        Args:
+            features: what the trunk gives.
+            d1: values in a capsule.
+            options: those of `make` that were given, all of which the kind has.
+
+        Raises:
+            ModelError: if it does not fit the trunk.
+        """
 
     @property
     @abstractmethod
@@ -68,6 +95,11 @@ class PrimaryCaps(nn.Module):
     def poses(self, features: Tensor) -> Tensor:
         """Map features [batch, S, K, K] to capsules before squashing, [batch, I, D1]."""
 
+    @property
+    def own_capsules(self) -> int | None:
+        """I, where it is not what S makes; None where it is."""
+        return None if self.capsules == self.in_channels // self.d1 else self.capsules
+
     def stored(self) -> dict[str, int | None]:
         """Return the options with which `make` makes a layer like this, before it was pruned."""
         return {}
@@ -75,25 +107,6 @@ class PrimaryCaps(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Map features [batch, S, K, K] to squashed poses [batch, I, D1]."""
         return squash(self.poses(features))
-
-
-def check_options(kind: type[PrimaryCaps], **given: int | None) -> None:
-    """Refuse options that a kind of PrimaryCaps does not have.
-
-    Args:
-        kind: the layer's class.
-        given: options by name; None for those that were left out.
-
-    Raises:
-        ModelError: if it has no such option.
-    """
-    flags = {"types": "--types", "rank": "--primary-rank", "capsules": "--capsules"}
-    for name, value in given.items():
-        if value is not None and name not in kind.options:
-            raise ModelError(
-                f"PrimaryCaps of kind {kind.kind} has no {flags[name]}; leave it out, or give "
-                "another --primary."
-            )
 
 
 def count_capsules(channels: int, d1: int) -> int:

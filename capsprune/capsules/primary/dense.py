@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import Tensor, nn
 
 from capsprune.backbones.trunk import FeatureMap
-from capsprune.capsules.primary.base import PrimaryCaps, check_options, count_capsules
+from capsprune.capsules.primary.base import PrimaryCaps, count_capsules
 from capsprune.capsules.primary.names import DENSE
 
 
@@ -36,18 +38,9 @@ class DensePrimaryCaps(PrimaryCaps):
         self.conv = nn.Conv2d(channels, self.capsules * d1, kernel_size)
 
     @classmethod
-    def make(
-        cls,
-        features: FeatureMap,
-        d1: int,
-        *,
-        types: int | None = None,
-        rank: int | None = None,
-        capsules: int | None = None,
-    ) -> DensePrimaryCaps:
+    def fitting(cls, features: FeatureMap, d1: int, options: Mapping[str, int]) -> DensePrimaryCaps:
         """Make a new layer."""
-        check_options(cls, types=types, rank=rank)
-        return cls(features.channels, features.size, d1, capsules)
+        return cls(features.channels, features.size, d1, options.get("capsules"))
 
     @property
     def in_channels(self) -> int:
@@ -56,8 +49,7 @@ class DensePrimaryCaps(PrimaryCaps):
 
     def stored(self) -> dict[str, int | None]:
         """Return the capsules, where they are not as many as S makes."""
-        follows = self.capsules == self.in_channels // self.d1
-        return {"capsules": None if follows else self.capsules}
+        return {"capsules": self.own_capsules}
 
     def poses(self, features: Tensor) -> Tensor:
         """Map features [batch, S, K, K] to [batch, I, D1]."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import Tensor, nn
 
 from capsprune.backbones.trunk import FeatureMap
-from capsprune.capsules.primary.base import PrimaryCaps, check_options, count_capsules
+from capsprune.capsules.primary.base import PrimaryCaps, count_capsules
 
 
 class DepthwisePrimaryCaps(PrimaryCaps):
@@ -35,17 +37,10 @@ class DepthwisePrimaryCaps(PrimaryCaps):
         self.conv = nn.Conv2d(width, width, kernel_size, groups=width)
 
     @classmethod
-    def make(
-        cls,
-        features: FeatureMap,
-        d1: int,
-        *,
-        types: int | None = None,
-        rank: int | None = None,
-        capsules: int | None = None,
+    def fitting(
+        cls, features: FeatureMap, d1: int, options: Mapping[str, int]
     ) -> DepthwisePrimaryCaps:
         """Make a new layer, which has no further options."""
-        check_options(cls, types=types, rank=rank, capsules=capsules)
         return cls(features.channels, features.size, d1)
 
     @property

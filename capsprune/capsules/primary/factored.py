@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import Tensor, nn
 
 from capsprune.backbones.trunk import FeatureMap
-from capsprune.capsules.primary.base import PrimaryCaps, check_options, count_capsules
+from capsprune.capsules.primary.base import PrimaryCaps, count_capsules
 from capsprune.capsules.primary.names import FACTORED
 
 #: The rank of a new layer: it has most of the energy of the outputs of trained dense ones.
@@ -39,23 +41,17 @@ class FactoredPrimaryCaps(PrimaryCaps):
         self.conv = nn.Conv2d(rank, capsules * d1, 1)
 
     @classmethod
-    def make(
-        cls,
-        features: FeatureMap,
-        d1: int,
-        *,
-        types: int | None = None,
-        rank: int | None = None,
-        capsules: int | None = None,
+    def fitting(
+        cls, features: FeatureMap, d1: int, options: Mapping[str, int]
     ) -> FactoredPrimaryCaps:
         """Make a new layer with as many capsules as the dense one has.
 
         Raises:
             ModelError: if S < D1, so that there would be no capsule.
         """
-        check_options(cls, types=types)
-        capsules = capsules or count_capsules(features.channels, d1)
-        return cls(features.channels, features.size, rank or DEFAULT_RANK, capsules, d1)
+        capsules = options.get("capsules") or count_capsules(features.channels, d1)
+        rank = options.get("rank", DEFAULT_RANK)
+        return cls(features.channels, features.size, rank, capsules, d1)
 
     @property
     def in_channels(self) -> int:
@@ -69,8 +65,7 @@ class FactoredPrimaryCaps(PrimaryCaps):
 
     def stored(self) -> dict[str, int | None]:
         """Return the rank, and the capsules, where they are not as many as S makes."""
-        follows = self.capsules == self.in_channels // self.d1
-        return {"rank": self.rank, "capsules": None if follows else self.capsules}
+        return {"rank": self.rank, "capsules": self.own_capsules}
 
     def poses(self, features: Tensor) -> Tensor:
         """Map features [batch, S, K, K] to [batch, I, D1]."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from capsprune.backbones.trunk import FeatureMap
-from capsprune.capsules.primary.base import PrimaryCaps, check_options, count_capsules
+from capsprune.capsules.primary.base import PrimaryCaps, count_capsules
 from capsprune.errors import ModelError
 
 
@@ -56,14 +57,8 @@ class SpatialPrimaryCaps(PrimaryCaps):
         self.register_buffer("places", torch.arange(self.capsules))
 
     @classmethod
-    def make(
-        cls,
-        features: FeatureMap,
-        d1: int,
-        *,
-        types: int | None = None,
-        rank: int | None = None,
-        capsules: int | None = None,
+    def fitting(
+        cls, features: FeatureMap, d1: int, options: Mapping[str, int]
     ) -> SpatialPrimaryCaps:
         """Make a new layer.
 
@@ -71,8 +66,7 @@ class SpatialPrimaryCaps(PrimaryCaps):
             ModelError: if the feature map is smaller than a filter, or S < D1 where the number of
                 types follows from S.
         """
-        check_options(cls, rank=rank, capsules=capsules)
-        types = types or cls.default_types or count_capsules(features.channels, d1)
+        types = options.get("types") or cls.default_types or count_capsules(features.channels, d1)
         return cls(features.channels, features.size, types, d1, cls.kernel)
 
     @property
