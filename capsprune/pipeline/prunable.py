@@ -140,12 +140,15 @@ class Prunable:
 
     def flops_ratio(self, kept: NDArray[np.int64]) -> float:
         """Return the MACs that remain, for units kept [G], as a part of the reference's."""
-        return int(self.cost.macs(kept)) / (self.reference or Reference.of(self.cost)).macs
+        return int(self.cost.macs(kept)) / self._whole.macs
 
     def params_ratio(self, kept: NDArray[np.int64]) -> float:
         """Return the parameters that remain, likewise."""
-        whole = (self.reference or Reference.of(self.cost)).parameters
-        return int(self.cost.parameters(kept)) / whole
+        return int(self.cost.parameters(kept)) / self._whole.parameters
+
+    @property
+    def _whole(self) -> Reference:
+        return self.reference or Reference.of(self.cost)
 
     def as_measured(self, pruned: nn.Module) -> nn.Module:
         """Return the network whose latency is a pruned one's, which is left as it is."""

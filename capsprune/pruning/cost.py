@@ -195,11 +195,6 @@ class CostModel:
         ratio: NDArray[np.float64] = self.macs(kept) / self.unpruned_macs
         return ratio
 
-    def parameters_ratio(self, kept: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Return the parameters that remain, likewise."""
-        ratio: NDArray[np.float64] = self.parameters(kept) / self.parameters(self.channels)
-        return ratio
-
     def _layer_channels(
         self, kept: NDArray[np.int64]
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

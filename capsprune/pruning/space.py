@@ -90,11 +90,6 @@ class SearchSpace:
         """The costs that ratios are of."""
         return self.given or Reference.of(self.cost)
 
-    def flops_ratio(self, kept: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Return the MACs that remain, as a part of the reference's, [...], for [..., G]."""
-        ratio: NDArray[np.float64] = self.cost.macs(kept) / self.reference.macs
-        return ratio
-
     def kept(self, fractions: Fractions) -> NDArray[np.int64]:
         """Count the units kept in each group, [..., G]."""
         return kept_channels(fractions, self.cost.channels, self.round_to, self.cost.widths)

@@ -142,7 +142,8 @@ class Target:
         Raises:
             StrategyError: if a size or max_rate is out of range, or the target is out of reach.
         """
-        network = _Network(cost, counted or {}, tuple(kinds), reference, file_size)
+        whole = reference or Reference.of(cost)
+        network = _Network(cost, counted or {}, tuple(kinds), whole, file_size)
         limits: list[Limit] = []
         counts: list[Count] = []
         for name, value in self.given.items():
@@ -191,12 +192,12 @@ class Target:
 
 @dataclass(frozen=True)
 class _Network:
-    """What sizes are of; the fields are the arguments of `Target.search_space`."""
+    """What sizes are of: the arguments of `Target.search_space`, with what holds by default."""
 
     cost: CostModel
     counted: Mapping[str, Counted]
     kinds: tuple[str, ...]
-    reference: Reference | None
+    reference: Reference
     file_size: FileSize | None
 
 
@@ -245,7 +246,7 @@ class _Ratio(_Size):
 
     def limit(self, option: str, value: float, network: _Network) -> Limit:
         """Limit the ratio."""
-        whole = self.reference(network.reference or Reference.of(network.cost))
+        whole = self.reference(network.reference)
         return RatioLimit(
             option, value, self.what, lambda kept: self.cost(network.cost, kept) / whole
         )
