@@ -49,8 +49,9 @@ def export(options: ExportOptions, session: Session) -> ExportSummary:
         )
         return ExportSummary.of(report)
 
-    source = run.path(run.source_of("onnx"))
-    run.require(run.source_of("onnx"), "export")
+    exported = run.source_of("onnx")
+    run.require(exported, "export")
+    source = run.path(exported)
     described = read_architecture(source)
     if options.output is not None:
         _check_output(options.output, session.overwrite)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
 
 from capsprune.errors import StrategyError
 from capsprune.options import SearchOptions
@@ -13,7 +13,6 @@ from capsprune.pruning.channels import prune_channels
 from capsprune.pruning.criteria import l1_ranking
 from capsprune.pruning.evaluation import LatencyLimit
 from capsprune.pruning.space import SearchSpace
-from capsprune.pruning.target import LARGEST_MAX_RATE, Target
 
 #: Steps of the search for the FLOPs that a latency allows: it is found to within 1 %.
 _STEPS = 6
@@ -56,14 +55,14 @@ def latency_limit(
 
 def check_smallest(
     limit: LatencyLimit, options: SearchOptions, session: Session, network: Prunable
-) -> float:
-    """Return the removal fraction of the fastest network there can be, checking that it is in time.
+) -> SearchSpace:
+    """Return the space of all strategies, checking that the smallest network is in time.
 
     Raises:
         StrategyError: if even that network is too slow.
     """
-    space = network.search_space(Target(), options.max_rate or LARGEST_MAX_RATE, options.round_to)
-    fastest = _uniform(limit, network, space, 1.0)
+    space = network.whole_space(options.max_rate, options.round_to)
+    fastest = _uniform(limit, network, _rankings(network), space, 1.0)
     if fastest > limit.limit_ms:
         raise StrategyError(
             f"Even the strategy that removes {space.max_rate:g} of every group takes "
@@ -71,25 +70,27 @@ def check_smallest(
             "--max-rate."
         )
     session.progress.detail(f"The smallest network takes {fastest:.3g} ms for an image")
-    return space.max_rate
+    return space
 
 
 def flops_within(
-    limit: LatencyLimit,
-    options: SearchOptions,
-    session: Session,
-    network: Prunable,
-    max_rate: float,
+    limit: LatencyLimit, session: Session, network: Prunable, space: SearchSpace
 ) -> float:
     """Find the FLOPs ratio at which uniform strategies take as long as allowed.
 
     They are rounded as those of the search will be: odd channel counts take longer.
+
+    Args:
+        limit: what is allowed.
+        session: of the command.
+        network: the unpruned one.
+        space: of all strategies.
     """
-    space = network.search_space(Target(), max_rate, options.round_to)
+    rankings = _rankings(network)
     low, high = 0.0, 1.0
     for _ in range(_STEPS):
         middle = (low + high) / 2
-        if _uniform(limit, network, space, middle) <= limit.limit_ms:
+        if _uniform(limit, network, rankings, space, middle) <= limit.limit_ms:
             high = middle
         else:
             low = middle
@@ -100,8 +101,18 @@ def flops_within(
     return ratio
 
 
-def _uniform(limit: LatencyLimit, network: Prunable, space: SearchSpace, part: float) -> float:
+def _rankings(network: Prunable) -> list[Tensor]:
+    """Return rankings of any kind: which channels go hardly changes the time."""
+    return l1_ranking(network.model, network.dependencies)
+
+
+def _uniform(
+    limit: LatencyLimit,
+    network: Prunable,
+    rankings: list[Tensor],
+    space: SearchSpace,
+    part: float,
+) -> float:
     """Measure the strategy that removes the same part of what may go of every group."""
     kept = space.kept(space.max_rates * part)
-    rankings = l1_ranking(network.model, network.dependencies)
     return limit.measure(prune_channels(network.model, network.dependencies, rankings, kept))

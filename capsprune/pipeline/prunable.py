@@ -21,7 +21,7 @@ from capsprune.pruning.groups import Dependencies, find_groups
 from capsprune.pruning.layers import prunable_layers
 from capsprune.pruning.limits import Counted
 from capsprune.pruning.space import Reference, SearchSpace
-from capsprune.pruning.target import Target
+from capsprune.pruning.target import LARGEST_MAX_RATE, Target
 
 
 @dataclass(frozen=True)
@@ -137,6 +137,18 @@ class Prunable:
             reference=self.reference,
             file_size=self.file_size,
         )
+
+    def whole_space(self, max_rate: float | None, round_to: int) -> SearchSpace:
+        """Return the space of all of its strategies, whatever their size.
+
+        Args:
+            max_rate: largest removal fraction of channels; None for the largest there is.
+            round_to: keep multiples of this many channels.
+
+        Raises:
+            StrategyError: if `max_rate` is out of range.
+        """
+        return self.search_space(Target(), max_rate or LARGEST_MAX_RATE, round_to)
 
     def flops_ratio(self, kept: NDArray[np.int64]) -> float:
         """Return the MACs that remain, for units kept [G], as a part of the reference's."""

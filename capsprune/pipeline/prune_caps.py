@@ -43,7 +43,7 @@ from capsprune.pruning.groups import Dependencies
 from capsprune.pruning.names import DEFAULT_CAPSULE_CRITERION
 from capsprune.pruning.space import Reference, SearchSpace
 from capsprune.pruning.strategy import Strategy, read_strategy
-from capsprune.pruning.target import DEFAULT_TOLERANCE, LARGEST_MAX_RATE, Target
+from capsprune.pruning.target import DEFAULT_TOLERANCE, Target
 from capsprune.records import StageRecord
 
 #: The group of the channels between the two layers of a factored PrimaryCaps.
@@ -240,8 +240,7 @@ def _search_space(options: PruneCapsOptions, target: Target, network: Prunable) 
         StrategyError: if the target is out of reach.
     """
     if target.is_smallest:
-        most = options.max_rate or LARGEST_MAX_RATE
-        return network.search_space(Target(), most, options.round_to)
+        return network.whole_space(options.max_rate, options.round_to)
     return network.search_space(target, options.max_rate, options.round_to)
 
 

@@ -164,12 +164,12 @@ def find_target(
     if latency is None:
         return target
     session = stage.session
-    fastest = check_smallest(latency, options, session, network)
+    space = check_smallest(latency, options, session, network)
     if target.is_computed:
         return target
     work, head = session.run.work(stage.name), network.measured_with
     flops = read_measured_flops(work, target.latency, head)
-    return replace(target, flops=flops or flops_within(latency, options, session, network, fastest))
+    return replace(target, flops=flops or flops_within(latency, session, network, space))
 
 
 def check_storage(options: SearchOptions) -> None:

@@ -169,10 +169,7 @@ def search(
     candidates = settings.candidates if listed is None else len(listed)
     if candidates < 1:
         raise ValueError("A search needs at least one candidate.")
-    kept: contextlib.AbstractContextManager[Study] = (
-        contextlib.nullcontext(study) if study is not None else Study.in_memory()
-    )
-    with kept as study:
+    with _kept(study) as study:
         study.require(
             {
                 **_described(space),
@@ -232,10 +229,7 @@ def find_smallest(
     Raises:
         StudyError: if the study cannot be used, or is of another search.
     """
-    kept: contextlib.AbstractContextManager[Study] = (
-        contextlib.nullcontext(study) if study is not None else Study.in_memory()
-    )
-    with kept as study:
+    with _kept(study) as study:
         study.require({**_described(space), "sampler": "bisection", "tolerance": tolerance})
         rung, plan = study.rung(0), Plan(1, len(evaluator.calibration), len(evaluator.scoring))
         proposed = ListedSampler([])
@@ -260,6 +254,11 @@ def find_smallest(
         return SearchResult(
             tried, tried[bisection.best_index or 0], [replace(plan, candidates=len(tried))]
         )
+
+
+def _kept(study: Study | None) -> contextlib.AbstractContextManager[Study]:
+    """Return the study that is given, to be left open, or one that is forgotten."""
+    return Study.in_memory() if study is None else contextlib.nullcontext(study)
 
 
 def _described(space: SearchSpace) -> dict[str, Any]:
