@@ -169,6 +169,8 @@ Ema = Annotated[
     ),
 ]
 DEFAULT_D1 = 8
+#: Points of accuracy that the smallest network may lose.
+DEFAULT_TOLERANCE = 0.5
 #: Processors compute so many channels at a time, or a multiple.
 DEFAULT_ROUND_TO = 8
 SearchedRank = Annotated[int, Field(ge=1, le=MAX_COUNT)] | Literal["auto"]

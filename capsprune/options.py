@@ -30,6 +30,7 @@ from capsprune.errors import CapspruneError
 from capsprune.option_types import (
     DEFAULT_D1,
     DEFAULT_ROUND_TO,
+    DEFAULT_TOLERANCE,
     POSITIONAL,
     AnyHeadName,
     Background,
@@ -210,7 +211,7 @@ class CapsulesToPrune(Options):
     tolerance: Annotated[float, Field(ge=0, le=100)] | None = Field(
         None,
         description="Find the smallest network whose validation accuracy is at most so many points "
-        "below that of the given one. [default: 0.5 where no size is given]",
+        f"below that of the given one. [default: {DEFAULT_TOLERANCE} where no size is given]",
     )
     capsules: Annotated[float, Field(gt=0, le=MAX_COUNT)] | None = Field(
         None, description="Primary capsules that remain: how many, or below 1 the part of them."

@@ -17,6 +17,7 @@ from capsprune.capsules.primary.names import DENSE, FACTORED
 from capsprune.checkpoint import Architecture, load_checkpoint, read_architecture
 from capsprune.data.names import data_set
 from capsprune.errors import RunError, StrategyError
+from capsprune.option_types import DEFAULT_TOLERANCE
 from capsprune.options import PruneCapsOptions
 from capsprune.pipeline.fitting import load_classes, score_network
 from capsprune.pipeline.latency import latency_limit
@@ -43,7 +44,7 @@ from capsprune.pruning.groups import Dependencies
 from capsprune.pruning.names import DEFAULT_CAPSULE_CRITERION
 from capsprune.pruning.space import Reference, SearchSpace
 from capsprune.pruning.strategy import Strategy, read_strategy
-from capsprune.pruning.target import DEFAULT_TOLERANCE, Target
+from capsprune.pruning.target import Target
 from capsprune.records import StageRecord
 
 #: The group of the channels between the two layers of a factored PrimaryCaps.

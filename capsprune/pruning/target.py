@@ -22,8 +22,6 @@ from capsprune.pruning.space import FLOPS_TOLERANCE, Reference, SearchSpace
 
 #: What remains of the FLOPs where no size is asked for.
 DEFAULT_FLOPS = 0.5
-#: Points of accuracy that may be lost where a search of the smallest network is not told.
-DEFAULT_TOLERANCE = 0.5
 #: Largest removal fraction by FLOPs ratio, as EagleEye's published searches chose it.
 _PUBLISHED_MAX_RATES = ((0.25, 0.8), (0.5, 0.7), (0.75, 0.4))
 LARGEST_MAX_RATE = 0.95

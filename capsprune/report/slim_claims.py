@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+from capsprune.option_types import DEFAULT_TOLERANCE
 from capsprune.report.judging import (
     Comparison,
     Pair,
@@ -26,8 +27,8 @@ _REMOVED = (50, 75, 90, 95, 98)
 _RANKS = (64, 16, 8)
 #: A network with so many points more or less of its capsules removed counts as one of these.
 _NEAR = 1.5
-#: Points of accuracy that are no loss: `--tolerance` of prune-caps unless told otherwise.
-TOLERANCE = 0.005
+#: Accuracy that is no loss: `--tolerance` of prune-caps unless told otherwise.
+_TOLERANCE = DEFAULT_TOLERANCE / 100
 #: How much faster the routing is said to be, at most, and with how many per cent removed.
 _FASTER, _FASTER_AT = 9.9, 95
 #: Losses are of some tenths of a point.
@@ -54,11 +55,11 @@ def slim_claims(rows: Sequence[Row]) -> list[PaperClaim]:
     Returns:
         Nothing where no network was pruned so.
     """
-    whole = {(row.trunk, row.pruned, row.head): row for row in rows if row.kind == "capsules"}
-    tuned = {(r.trunk, r.pruned, r.head): r for r in rows if r.slim and r.asked == "nothing"}
+    whole = {_network(row): row for row in rows if row.kind == "capsules"}
+    tuned = {_network(row): row for row in rows if row.slim and row.asked == "nothing"}
     fewer = [row for row in rows if row.slim and row.asked == "capsules" and _removed(row) > 0]
     factored = [row for row in rows if row.slim and row.asked == "primary_rank"]
-    told = f"loses at most {100 * TOLERANCE:g} points of accuracy."
+    told = f"loses at most {DEFAULT_TOLERANCE:g} points of accuracy."
     found = []
     for percent in _REMOVED if fewer else ():
         near = [row for row in fewer if abs(_removed(row) - percent) < _NEAR]
@@ -77,7 +78,7 @@ def slim_claims(rows: Sequence[Row]) -> list[PaperClaim]:
                     [
                         compared
                         for row in near
-                        if (before := whole.get((row.trunk, row.pruned, row.head)))
+                        if (before := whole.get(_network(row)))
                         for compared in _speeds(row, before)
                     ],
                 )
@@ -91,6 +92,10 @@ def slim_claims(rows: Sequence[Row]) -> list[PaperClaim]:
             )
         )
     return found
+
+
+def _network(row: Row) -> _Network:
+    return row.trunk, row.pruned, row.head
 
 
 def _mean(row: Row, value: str) -> float:
@@ -129,7 +134,7 @@ def _losses(
         tuned: those that were fine-tuned alike.
     """
     for row in rows:
-        control = tuned.get((row.trunk, row.pruned, row.head))
+        control = tuned.get(_network(row))
         key = "accuracy" if control else "accuracy_whole"
         before = {cell.seed: cell.values.get(key) for cell in (control or row).cells}
         found = [
@@ -145,7 +150,7 @@ def _losses(
         name = "of the whole network" + (", fine-tuned alike" if control else "")
         if pairs:
             pairing = Pairing(_what(row, tell(row)), row, control, "", name)
-            yield decide(_ACCURACY, 1, pairing, pairs, margin=TOLERANCE)
+            yield decide(_ACCURACY, 1, pairing, pairs, margin=_TOLERANCE)
 
 
 def _speeds(row: Row, before: Row) -> Iterator[Comparison]:

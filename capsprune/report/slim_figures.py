@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import altair as alt
 
@@ -46,23 +47,16 @@ def accuracy_against_capsules(results: Results) -> Figure:
     styles = dict(zip(_SCORED.values(), (SOLID, DOTTED), strict=True))
     encodings["strokeDash"] = charts.dashes("scored", "Accuracy", styles)
     panels: list[Panel] = []
-    for (where, pruned, trunk), group in grouped(
-        rows, lambda row: (results.where(row), row.pruned, row.trunk)
-    ).items():
+    for heading, group in grouped(rows, lambda row: _made_from(results, row)).items():
         for key, name, whole in _SIZES:
             # Along one size, with the other as it was.
             chosen = [r for r in group if (r.spread("primary_rank") is None) == bool(whole)]
             records = [record for row in chosen for record in _scored(row, key)]
             records += [_whole(chosen, whole)] if records and whole else []
-            x = alt.X(
-                "x:Q",
-                title=name,
-                scale=alt.Scale(type="log", padding=14, nice=False),
-                axis=alt.Axis(format="d", tickCount=5),
-            )
-            heading = charts.title(f"{where}, {pruned} % pruned, {trunk}", "test accuracy (%)")
+            x = _log_axis(name, format="d", tickCount=5)
             if records:
-                panels.append(charts.curves(records, x, heading, encodings, height=240))
+                title = charts.title(heading, "test accuracy (%)")
+                panels.append(charts.curves(records, x, title, encodings, height=240))
     return Figure(
         "capsules-kept",
         "Accuracy against the capsules that are kept",
@@ -106,8 +100,8 @@ def _whole(rows: Iterable[Row], key: str) -> Record:
 def where_the_bytes_are(results: Results) -> Figure:
     """The bytes of trunk and layers of the head, from the baseline to the slim networks."""
     found: dict[str, tuple[int, list[Record]]] = {}
-    for (where, pruned, trunk), slim in grouped(
-        results.rows_of("slim"), lambda row: (results.where(row), row.pruned, row.trunk)
+    for heading, slim in grouped(
+        results.rows_of("slim"), lambda row: _made_from(results, row)
     ).items():
         networks = [*_before(results, slim[0]), *((row.slim, row.cells) for row in slim)]
         records = [
@@ -116,7 +110,7 @@ def where_the_bytes_are(results: Results) -> Figure:
             for record in _stacked(label, of_bar, place)
         ]
         if records:
-            found[f"{where}, {pruned} % pruned, {trunk}"] = len(networks), records
+            found[heading] = len(networks), records
     seen = {record["series"] for _, records in found.values() for record in records}
     parts = [part for part in _PARTS.values() if part in seen]
     looking = charts.looks("series", "Part", parts, markers=False)
@@ -198,12 +192,7 @@ def accuracy_against_size(results: Results) -> Figure:
                 for place, row in enumerate(group)
                 if (cost := row.spread(key)) and (accuracy := row.spread("accuracy"))
             ]
-            x = alt.X(
-                "x:Q",
-                title=name,
-                scale=alt.Scale(type="log", padding=14, nice=False),
-                axis=alt.Axis(format="~g", tickCount=6),
-            )
+            x = _log_axis(name, format="~g", tickCount=6)
             if records:
                 heading = charts.title(where, "test accuracy (%)")
                 panels.append(charts.curves(records, x, heading, encodings, height=240))
@@ -216,6 +205,20 @@ def accuracy_against_size(results: Results) -> Figure:
         labels,
         columns=2,
         width=420,
+    )
+
+
+def _made_from(results: Results, row: Row) -> str:
+    """Return the heading of all slim networks that were made from one network."""
+    return f"{results.where(row)}, {row.pruned} % pruned, {row.trunk}"
+
+
+def _log_axis(name: str, **ticks: Any) -> alt.X:
+    return alt.X(
+        "x:Q",
+        title=name,
+        scale=alt.Scale(type="log", padding=14, nice=False),
+        axis=alt.Axis(**ticks),
     )
 
 
