@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import copy
 import functools
-import json
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from bench_steps import kept
 from torch import Tensor, nn
 
 from capsprune.backbones.registry import backbone_arguments, build_backbone
@@ -107,12 +107,7 @@ class Bench:
     def kept(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """Give a step's result: the stored one if there is one."""
         path = self.out / f"{name}-{self.seed}.json"
-        if path.is_file():
-            return dict(json.loads(path.read_text(encoding="utf-8")))
-        self.progress.say(f"{time.strftime('%H:%M:%S')} {name}, seed {self.seed}")
-        result = make()
-        write_text(path, json.dumps(result, indent=1) + "\n")
-        return result
+        return kept(path, f"{name}, seed {self.seed}", self.progress, make)
 
     def batches(self, images: ImageSet) -> list[tuple[Tensor, Tensor]]:
         """Return prepared images and labels."""

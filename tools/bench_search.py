@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import math
 import statistics
 import time
@@ -26,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from bench_steps import kept
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -153,13 +153,7 @@ class Bench:
 
     def kept(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """Give a step's result: the stored one if there is one."""
-        path = self.out / f"{name}.json"
-        if path.is_file():
-            return dict(json.loads(path.read_text(encoding="utf-8")))
-        self.progress.say(f"{time.strftime('%H:%M:%S')} {name}")
-        result = make()
-        write_text(path, json.dumps(result, indent=1) + "\n")
-        return result
+        return kept(self.out / f"{name}.json", name, self.progress, make)
 
     def _baseline(self) -> nn.Module:
         torch.manual_seed(SEED)
