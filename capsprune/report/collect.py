@@ -333,16 +333,18 @@ class _Reader:
             if run is None or "pruned" not in run.stages:
                 continue
             backbone = run.stages["pruned"]
-            shared = {key: variant[key] for key in ("backbone", "pruned", "head", "slim")
-                      if key in variant}  # fmt: skip
-            same = [run]
-            if "slim" not in variant:
-                same = [other for other in runs.values() if "pruned" in other.stages
-                        and other.stages["pruned"].id == backbone.id]  # fmt: skip
-            runs_of = {prefix + other.name for other in same}
-            kind = "slim" if "slim" in variant else variant["head"]
-            networks = {cell.network for cell in self.cells
-                        if cell.run in runs_of and cell.kind == kind}  # fmt: skip
+            keys = ("backbone", "pruned", "head", "slim")
+            shared = {key: variant[key] for key in keys if key in variant}
+            is_slim = "slim" in variant
+            kind = "slim" if is_slim else variant["head"]
+            alike = {
+                prefix + other.name
+                for other in ([run] if is_slim else runs.values())
+                if "pruned" in other.stages and other.stages["pruned"].id == backbone.id
+            }
+            networks = {
+                cell.network for cell in self.cells if cell.run in alike and cell.kind == kind
+            }
             data = _about(backbone.summary_as(NetworkSummary))["data"]
             shared |= {"data": data, "source": source}
             size = variant["file_bytes"]
